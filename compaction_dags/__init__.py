@@ -1,0 +1,1 @@
+"""Program two: Airflow DAG files on top, the work in compaction/, which never imports Airflow."""

@@ -1,0 +1,1 @@
+"""The work of compaction: raw microbatches to curated Delta tables, with or without Airflow."""
