@@ -1,0 +1,63 @@
+# Every command of a developer and of a first-time user: `make` lists them.
+# The environment (.venv) is made on first use from the hash-locked files in requirements/, and made anew only when one of
+# them or pyproject.toml changes. PYTHON=... names another Python, ARGS=... is handed to pytest or to a benchmark.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-print-directory
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+ARGS ?=
+UPGRADE ?=
+export PYTHON
+
+COMPILE := $(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --no-annotate \
+           --python-version 3.11 $(if $(UPGRADE),--upgrade)
+
+.PHONY: help demo test check format lock bench-ingest bench-compaction environment clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
+
+demo: $(READY) ## collect from a simulated X into a local lake and look at the table; no account needed
+	@$(BIN)/python -m sandbox demo $(ARGS)
+
+test: $(READY) ## every test; ARGS="tests/house -k fence" runs some
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY) ## format, lint, types and import rules; changes nothing
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(READY) ## put the code into its form and mend what ruff can mend
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench-ingest: $(READY) ## tweets per CPU-second from HTTP answer to durable spool
+	@$(BIN)/python -m benchmarks.ingest $(ARGS)
+
+bench-compaction: $(READY) ## tweets per CPU-second and peak memory of a compaction, against fastavro + json_normalize
+	@$(BIN)/python -m benchmarks.compaction $(ARGS)
+
+lock: $(READY) ## write requirements/*.lock from pyproject.toml; UPGRADE=1 takes newer versions
+	@$(COMPILE) requirements/bootstrap.in -o requirements/bootstrap.lock
+	@for extra in ingester airflow dev; do \
+	  $(COMPILE) pyproject.toml --extra $$extra -o requirements/$$extra.lock; \
+	done
+	@wc -l requirements/*.lock
+
+environment: $(READY) ## make .venv and stop there
+
+$(READY): requirements/bootstrap.lock requirements/dev.lock pyproject.toml .ci/environment
+	@.ci/environment $(VENV)
+	@touch $@
+
+clean: ## remove the environment, caches and the demo's data
+	@rm -rf $(VENV) demo-data build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
