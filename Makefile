@@ -53,6 +53,7 @@ lock: $(READY) ## write requirements/*.lock from pyproject.toml; UPGRADE=1 takes
 	@wc -l requirements/*.lock
 
 environment: $(READY) ## make .venv and stop there
+	@echo "$(VENV) is ready: $$($(BIN)/python --version)"
 
 $(READY): requirements/bootstrap.lock requirements/dev.lock pyproject.toml .ci/environment
 	@.ci/environment $(VENV)
