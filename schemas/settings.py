@@ -276,18 +276,18 @@ class XSecret:
     api_secret: SecretStr | None = None
 
 
-def load_x_secret(settings: Settings, environment: Mapping[str, str] | None = None) -> XSecret:
+def load_x_secret(bearer_token_file: Path | None, environment: Mapping[str, str] | None = None) -> XSecret:
     """Find the secret: env X_BEARER_TOKEN, then x.bearer_token_file, then the systemd credential x-bearer-token, then
     X_API_KEY with X_API_SECRET. Raises SettingsError naming all four when none is there.
     """
     env = os.environ if environment is None else environment
     if token := env.get("X_BEARER_TOKEN", "").strip():
         return XSecret(bearer_token=SecretStr(token))
-    files = [settings.x.bearer_token_file]
+    files = [bearer_token_file]
     if credentials := env.get("CREDENTIALS_DIRECTORY"):
         files.append(Path(credentials) / "x-bearer-token")
     for file in files:
-        if file is None or (file is not settings.x.bearer_token_file and not file.exists()):
+        if file is None or (file is not bearer_token_file and not file.exists()):
             continue
         try:
             token = file.read_text("utf-8").strip()

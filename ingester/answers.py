@@ -1,0 +1,156 @@
+"""What an answer of X means: its verdict and, for a page, the facts the collector needs. Pure."""
+
+import json
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from ingester.model import Answer, PageFacts
+from schemas.snowflake import MAX_ID
+
+
+class Meaning(Enum):
+    """What the caller should make of an answer."""
+
+    PAGE = "page"
+    RATE_LIMITED = "rate_limited"
+    CAP_REACHED = "cap_reached"
+    NO_CREDITS = "no_credits"
+    NOT_ALLOWED = "not_allowed"
+    BAD_REQUEST = "bad_request"
+    TROUBLE = "trouble"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The meaning of an answer, a sentence about it, and the page if it is one."""
+
+    meaning: Meaning
+    detail: str = ""
+    page: PageFacts | None = None
+
+
+class _Item(msgspec.Struct):
+    id: str
+
+
+class _Includes(msgspec.Struct):
+    tweets: list[_Item] = []
+    posts: list[_Item] = []
+    users: list[_Item] = []
+
+
+class _Meta(msgspec.Struct):
+    result_count: int = 0
+    next_token: str | None = None
+
+
+class _Page(msgspec.Struct):
+    data: list[_Item] = []
+    includes: _Includes = msgspec.field(default_factory=_Includes)
+    meta: _Meta = msgspec.field(default_factory=_Meta)
+
+
+_decode_page = msgspec.json.Decoder(_Page).decode
+
+
+def judge(answer: Answer) -> Verdict:
+    """Tell what an answer means. Never raises: whatever X sends has a verdict.
+
+    The two kinds of 429 and 402 are told apart by the last path segment of the problem's `type`, then by its `title`,
+    then by the status: X's hosts and prose change, those did not (recorded answers, 2023 to 2026).
+    """
+    if answer.status == 200:
+        return Verdict(Meaning.PAGE, page=page_facts(answer.body))
+    problem = _problem(answer.body)
+    name = str(problem.get("type", "")).rsplit("/", 1)[-1]
+    title = str(problem.get("title", ""))
+    detail = _detail(answer.status, problem)
+    if name == "usage-capped" or title == "UsageCapExceeded":
+        return Verdict(Meaning.CAP_REACHED, detail)
+    if name == "credits" or title == "CreditsDepleted" or answer.status == 402:
+        return Verdict(Meaning.NO_CREDITS, detail)
+    if answer.status == 429:
+        return Verdict(Meaning.RATE_LIMITED, detail)
+    if answer.status in {401, 403}:
+        return Verdict(Meaning.NOT_ALLOWED, detail)
+    if 400 <= answer.status < 500 and answer.status != 408:
+        return Verdict(Meaning.BAD_REQUEST, detail)
+    return Verdict(Meaning.TROUBLE, detail)
+
+
+def page_facts(body: bytes) -> PageFacts:
+    """Read the facts off a page. A body that is no page gives facts with a `problem` and nothing else."""
+    try:
+        page = _decode_page(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return _page_facts_of_anything(body)
+    ids = tuple(number for item in page.data if (number := _id(item.id)) is not None)
+    return PageFacts(
+        result_count=len(page.data),
+        post_ids=ids,
+        next_token=page.meta.next_token or None,
+        included_posts=len({item.id for item in page.includes.tweets} | {item.id for item in page.includes.posts}),
+        included_users=len({item.id for item in page.includes.users}),
+    )
+
+
+def _page_facts_of_anything(body: bytes) -> PageFacts:
+    """The slow way, for a page with something odd in it: use what can be used, name what cannot."""
+    try:
+        page = json.loads(body)
+    except (ValueError, RecursionError):
+        return _unusable("the body is not JSON")
+    if not isinstance(page, dict):
+        return _unusable("the body is not a JSON object")
+    data = page.get("data") or []
+    meta = page.get("meta") or {}
+    if not isinstance(data, list) or not isinstance(meta, dict):
+        return _unusable("data or meta is not what X documents")
+    ids = tuple(number for item in data if isinstance(item, dict) and (number := _id(item.get("id"))) is not None)
+    includes = page.get("includes") if isinstance(page.get("includes"), dict) else {}
+    token = meta.get("next_token")
+    return PageFacts(
+        result_count=len(data),
+        post_ids=ids,
+        next_token=token if isinstance(token, str) and token else None,
+        included_posts=_distinct(includes, "tweets") + _distinct(includes, "posts"),
+        included_users=_distinct(includes, "users"),
+    )
+
+
+def _unusable(problem: str) -> PageFacts:
+    return PageFacts(0, (), None, 0, 0, problem)
+
+
+def _distinct(includes: Any, name: str) -> int:
+    items = includes.get(name)
+    if not isinstance(items, list):
+        return 0
+    return len({str(item.get("id")) for item in items if isinstance(item, dict)})
+
+
+def _id(value: Any) -> int | None:
+    """An id as X documents it: up to 19 digits; beyond int64, negative or not a number is none."""
+    if not isinstance(value, str) or not value.isascii() or not value.isdigit() or len(value) > 19:
+        return None
+    number = int(value)
+    return number if number <= MAX_ID else None
+
+
+def _problem(body: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _detail(status: int, problem: dict[str, Any]) -> str:
+    """A short sentence; X's error bodies echo our parameters, so they are cut."""
+    errors = problem.get("errors")
+    first = errors[0] if isinstance(errors, list) and errors and isinstance(errors[0], dict) else {}
+    said = first.get("message") or problem.get("detail") or problem.get("title") or "no JSON explanation"
+    return f"{status}: {str(said)[:300]}"

@@ -1,0 +1,142 @@
+"""The one durable stream: append a record, then the state follows. Decides when a microbatch is opened and sealed."""
+
+import asyncio
+from datetime import timedelta
+
+from ingester import state as states
+from ingester.errors import SpoolFull
+from ingester.model import RawRecord
+from ingester.ports import Clock
+from ingester.spool import Sealed, Spool
+from ingester.state import State
+from ingester.telemetry import Telemetry
+from schemas.keys import MicrobatchName, RawHour
+
+RETRY_WHEN_FULL = 5.0
+"""Seconds between looks for room on a full disk."""
+ROOM_IS_KNOWN_FOR = 2.0
+"""Seconds; looking at 10,000 waiting files before every request would cost more than the request."""
+
+
+class Journal:
+    """State and spool, joined: `state` is never ahead of what is durable (invariant I1)."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        clock: Clock,
+        telemetry: Telemetry,
+        *,
+        state: State,
+        next_sequence: int,
+        seal_after_seconds: float,
+        seal_after_bytes: int,
+        max_bytes: int,
+        min_free_bytes: int,
+    ) -> None:
+        self.state = state
+        self.sealed = asyncio.Event()
+        """Set whenever a microbatch was sealed; the uploader clears it."""
+        self._spool = spool
+        self._clock = clock
+        self._telemetry = telemetry
+        self._next_sequence = next_sequence
+        self._seal_after_seconds = seal_after_seconds
+        self._seal_after_bytes = seal_after_bytes
+        self._max_bytes = max_bytes
+        self._min_free_bytes = min_free_bytes
+        self._lock = asyncio.Lock()
+        self._opened = 0.0
+        self._hour: RawHour | None = None
+        self._lacks_room: str | None = None
+        self._room_known_until = float("-inf")
+
+    async def append(self, record: RawRecord) -> None:
+        """Make a record durable and fold it into the state. Waits as long as the disk is full.
+
+        Raises SpoolBroken when the disk cannot be trusted any more. A cancelled caller does not tear it: the record is
+        then durable or was never begun.
+        """
+        await asyncio.shield(asyncio.ensure_future(self._append(record)))
+
+    async def seal(self, reason: str, *, if_older_than: float = 0.0) -> None:
+        """Seal the open microbatch, if there is one and it has been open for so many seconds. Not torn either."""
+        await asyncio.shield(asyncio.ensure_future(self._seal_if_older(reason, if_older_than)))
+
+    async def run(self) -> None:
+        """Seal by age, also when nothing arrives, and leave a heartbeat in every hour. Ends only by cancellation."""
+        while True:
+            await self._clock.sleep(self._seconds_to_wait())
+            await self.seal("age", if_older_than=self._seal_after_seconds)
+            if self._hour != RawHour.of(self._clock.now()):
+                await self.append({"kind": "heartbeat", "at": self._clock.now()})
+
+    async def lacks_room(self) -> str | None:
+        """Why nothing more may be asked for, as far as the disk is concerned; None when there is room."""
+        if self._clock.monotonic() < self._room_known_until:
+            return self._lacks_room
+        used, free = await asyncio.to_thread(lambda: (self._spool.used_bytes(), self._spool.free_bytes()))
+        if used >= self._max_bytes:
+            reason = f"the spool holds {used:,} bytes, spool.max_bytes allows {self._max_bytes:,}"
+        elif free < self._min_free_bytes:
+            reason = f"the disk has {free:,} bytes left, spool.min_free_bytes keeps {self._min_free_bytes:,}"
+        else:
+            reason = None
+        if reason is not None and self._lacks_room is None:
+            self._telemetry.spool_full(reason)
+        self._lacks_room = reason
+        self._room_known_until = self._clock.monotonic() + ROOM_IS_KNOWN_FOR
+        return reason
+
+    async def _append(self, record: RawRecord) -> None:
+        async with self._lock:
+            while True:
+                try:
+                    await self._write(record)
+                except SpoolFull as error:
+                    self._telemetry.spool_full(str(error))
+                    await self._clock.sleep(RETRY_WHEN_FULL)
+                else:
+                    break
+            self.state = states.apply(self.state, record)
+            if self._spool.open_bytes >= self._seal_after_bytes:
+                await self._seal("size")
+
+    async def _write(self, record: RawRecord) -> None:
+        hour = RawHour.of(record.get("received_at") or record["at"])
+        # Only a later hour turns the page: small disorder at the boundary, or a clock set back, opens no new file.
+        if self._hour is not None and hour > self._hour:
+            await self._seal_open_file("hour")
+        if self._spool.open_name is None:
+            name = MicrobatchName(self._next_sequence, hour, self._spool.spool_id)
+            await asyncio.to_thread(self._spool.open_microbatch, name, self.state)
+            self._next_sequence += 1
+            self._opened = self._clock.monotonic()
+            self._hour = hour
+        await asyncio.to_thread(self._spool.append, record)
+
+    async def _seal_if_older(self, reason: str, seconds: float) -> None:
+        async with self._lock:
+            if self._spool.open_name is not None and self._age() >= seconds:
+                await self._seal(reason)
+
+    async def _seal(self, reason: str) -> None:
+        try:
+            await self._seal_open_file(reason)
+        except SpoolFull as error:
+            self._telemetry.spool_full(str(error))  # it stays open and is tried again
+
+    async def _seal_open_file(self, reason: str) -> None:
+        sealed: Sealed | None = await asyncio.to_thread(self._spool.seal)
+        if sealed is not None:
+            self._telemetry.sealed(str(sealed.name), reason, records=sealed.records, size=sealed.bytes)
+            self.sealed.set()
+
+    def _age(self) -> float:
+        return self._clock.monotonic() - self._opened
+
+    def _seconds_to_wait(self) -> float:
+        now = self._clock.now()
+        to_next_hour = (RawHour.of(now).start + timedelta(hours=1) - now).total_seconds()
+        to_seal = self._seal_after_seconds - self._age() if self._spool.open_name else self._seal_after_seconds
+        return min(max(to_seal, 0.05), to_next_hour + 0.05)

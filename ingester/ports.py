@@ -1,0 +1,72 @@
+"""The seams: what the loops need of X, of S3 and of time, cut at the smallest verb."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from ingester.model import Answer, SearchRequest
+
+
+class Source(Protocol):
+    """X. Called by a poller once it is its turn, one page a call."""
+
+    async def search(self, request: SearchRequest) -> Answer:
+        """Ask for one page. Returns the answer whatever its status.
+
+        Raises Transient when no whole answer came (name, connection, time-out, cut body); the caller backs off.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object's key, size in bytes and metadata as S3 tells them."""
+
+    key: str
+    size: int
+    metadata: Mapping[str, str]
+
+
+class ObjectStore(Protocol):
+    """S3, or what speaks like it. Called by the uploader and once at start; every call is one attempt.
+
+    Every method raises Transient (back off and call again: 409, 5xx, SlowDown, reset, time-out) or NeedsOperator
+    (pause and probe: 401, 403, NoSuchBucket, any other 4xx).
+    """
+
+    async def put_new(self, key: str, file: Path, sha256: str, metadata: Mapping[str, str]) -> None:
+        """Create an object from a file, with its SHA-256 (hex) checked by S3.
+
+        Raises KeyTaken if the key exists already, ChecksumRefused if S3 computed another SHA-256.
+        """
+        ...
+
+    async def head(self, key: str) -> StoredObject | None:
+        """What lies under the key; None if nothing does."""
+        ...
+
+    async def get(self, key: str) -> bytes:
+        """The whole object. Raises NeedsOperator if nothing lies there."""
+        ...
+
+    async def list_keys(self, prefix: str) -> list[str]:
+        """Every key below the prefix, in order. Called for a day of raw at a time."""
+        ...
+
+
+class Clock(Protocol):
+    """Time. The wall clock may jump; only durations use the monotonic one."""
+
+    def now(self) -> datetime:
+        """Aware UTC wall time."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait; returns at once for zero or less."""
+        ...

@@ -1,0 +1,126 @@
+"""S3 over boto3: one attempt per call, every failure sorted by what the uploader does. The only file that imports boto3."""
+
+import asyncio
+import base64
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError, PartialCredentialsError
+
+from ingester.errors import ChecksumRefused, KeyTaken, NeedsOperator, Transient
+from ingester.ports import StoredObject
+from schemas.settings import Lake
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_T = TypeVar("_T")
+
+_CHECKSUM_ERRORS = frozenset({"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "InvalidDigest"})
+_TRANSIENT_ERRORS = frozenset(
+    {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "InternalError", "ServiceUnavailable", "Throttling"}
+)
+
+
+class S3:
+    """The ObjectStore that is S3. Credentials come by boto3's usual chain."""
+
+    def __init__(self, lake: Lake, client: "S3Client | None" = None) -> None:
+        self._bucket = lake.bucket
+        self._client = client or open_client(lake)
+
+    async def put_new(self, key: str, file: Path, sha256: str, metadata: Mapping[str, str]) -> None:
+        def put() -> None:
+            with file.open("rb") as body:
+                self._client.put_object(
+                    Bucket=self._bucket,
+                    Key=key,
+                    Body=body,
+                    IfNoneMatch="*",
+                    ChecksumSHA256=base64.b64encode(bytes.fromhex(sha256)).decode(),
+                    ContentType="application/avro",
+                    Metadata=dict(metadata),
+                )
+
+        await self._call(put, key)
+
+    async def head(self, key: str) -> StoredObject | None:
+        def head() -> StoredObject | None:
+            try:
+                found = self._client.head_object(Bucket=self._bucket, Key=key)
+            except ClientError as error:
+                if _status(error) == 404:
+                    return None
+                raise
+            return StoredObject(key, found["ContentLength"], found["Metadata"])
+
+        return await self._call(head, key)
+
+    async def get(self, key: str) -> bytes:
+        def get() -> bytes:
+            return self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+
+        return await self._call(get, key)
+
+    async def list_keys(self, prefix: str) -> list[str]:
+        def list_all() -> list[str]:
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
+            return [found["Key"] for page in pages for found in page.get("Contents", [])]
+
+        return await self._call(list_all, prefix)
+
+    async def _call(self, call: Callable[[], _T], what: str) -> _T:
+        try:
+            return await asyncio.to_thread(call)
+        except (ClientError, BotoCoreError) as error:
+            raise _sorted(error, f"s3://{self._bucket}/{what}") from error
+        except OSError as error:
+            raise Transient(f"s3://{self._bucket}/{what}: {error}") from error
+
+
+def open_client(lake: Lake) -> "S3Client":
+    """A client without retries of its own: there is one layer of retries, the uploader's."""
+    config = Config(
+        retries={"total_max_attempts": 1},
+        connect_timeout=10,
+        read_timeout=60,
+        s3={"addressing_style": "path" if lake.endpoint_url else "auto"},
+    )
+    return boto3.client("s3", region_name=lake.region, endpoint_url=lake.endpoint_url or None, config=config)
+
+
+def _sorted(error: ClientError | BotoCoreError, what: str) -> Exception:
+    """Boto's error as what the caller does about it (S3's list of error codes; design table of answers)."""
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return NeedsOperator(f"{what}: no AWS credentials were found (environment, profile or instance role)")
+    if isinstance(error, HTTPClientError) or not isinstance(error, ClientError):
+        return Transient(f"{what}: {error}")
+    code, status = error.response.get("Error", {}).get("Code", ""), _status(error)
+    sentence = f"{what}: {status} {code}"
+    if status == 412:
+        return KeyTaken(sentence)
+    if code in _CHECKSUM_ERRORS:
+        return ChecksumRefused(sentence)
+    if status in {409, 429} or status >= 500 or code in _TRANSIENT_ERRORS:
+        return Transient(sentence)
+    return NeedsOperator(f"{sentence}: {_hint(code)}")
+
+
+def _status(error: ClientError) -> int:
+    metadata: Any = error.response.get("ResponseMetadata", {})
+    return int(metadata.get("HTTPStatusCode", 0))
+
+
+def _hint(code: str) -> str:
+    hints = {
+        "NoSuchBucket": "lake.bucket does not exist there; create it or mend the name",
+        "AccessDenied": "these credentials may not do that; grant PutObject, GetObject and ListBucket on the prefix",
+        "403": "these credentials may not do that; grant PutObject, GetObject and ListBucket on the prefix",
+        "ExpiredToken": "the credentials have expired; renew them",
+        "InvalidAccessKeyId": "S3 does not know this access key",
+        "SignatureDoesNotMatch": "the secret key is not the one of this access key, or the clock is off",
+    }
+    return hints.get(code, "S3 refuses; its answer names why")

@@ -1,0 +1,245 @@
+"""The state of a collection, computed and never stored ahead: a checkpoint folded over the records that follow it. Pure.
+
+State = the checkpoint in the newest microbatch's header + `apply` over its records. Covered, per query, is everything
+from `start_id` up to the frontier that is neither in todo nor was recorded as a gap.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Self
+
+from ingester.model import Interval, RawRecord
+
+CHECKPOINT_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Money booked in one period: whole millionths of a US dollar, and posts at the full price."""
+
+    period: str = ""
+    """`2026-11-20` for a UTC day, `2026-11` for a month; compares as time does."""
+    microusd: int = 0
+    posts: int = 0
+
+    def plus(self, period: str, microusd: int, posts: int) -> Self:
+        """Add to the period, or begin a newer one. A clock that jumped back never empties a purse."""
+        if period > self.period:
+            return replace(self, period=period, microusd=microusd, posts=posts)
+        return replace(self, microusd=self.microusd + microusd, posts=self.posts + posts)
+
+    def within(self, period: str) -> Self:
+        """What counts against the caps of `period`."""
+        return self if period <= self.period else replace(self, period=period, microusd=0, posts=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Money:
+    """What was booked this UTC day and this UTC month."""
+
+    day: Spent = Spent()
+    month: Spent = Spent()
+
+    def plus(self, at: datetime, microusd: int, posts: int) -> Self:
+        return replace(
+            self,
+            day=self.day.plus(day_of(at), microusd, posts),
+            month=self.month.plus(month_of(at), microusd, posts),
+        )
+
+    def within(self, at: datetime) -> Self:
+        return replace(self, day=self.day.within(day_of(at)), month=self.month.within(month_of(at)))
+
+
+def day_of(at: datetime) -> str:
+    """The UTC day, X's period for repeats: `2026-11-20`."""
+    return at.astimezone(UTC).strftime("%Y-%m-%d")
+
+
+def month_of(at: datetime) -> str:
+    """The UTC month of the budget: `2026-11`."""
+    return at.astimezone(UTC).strftime("%Y-%m")
+
+
+@dataclass(frozen=True, slots=True)
+class QueryState:
+    """Where one query is."""
+
+    rule: str | None
+    """The rule that applies; None after the query was removed from the settings."""
+    start_id: int
+    """Lower bound of the collection, exclusive: where the query began."""
+    frontier_id: int
+    """Everything below it is covered, in todo or a gap."""
+    todo: tuple[Interval, ...] = ()
+    """Not covered yet, oldest first."""
+    money: Money = Money()
+
+    def find(self, key: tuple[int, int]) -> Interval | None:
+        return next((interval for interval in self.todo if interval.key == key), None)
+
+    def with_todo(self, intervals: Iterable[Interval]) -> Self:
+        kept = {interval.key: interval for interval in intervals if not interval.is_empty}
+        return replace(self, todo=tuple(kept[key] for key in sorted(kept)))
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything the service knows about its work."""
+
+    queries: Mapping[str, QueryState] = field(default_factory=lambda: MappingProxyType({}))
+    money: Money = Money()
+
+    def with_query(self, name: str, query: QueryState) -> Self:
+        return replace(self, queries={**self.queries, name: query})
+
+
+def apply(state: State, record: RawRecord) -> State:
+    """The state after one more durable record. An unknown kind changes nothing: a newer writer may add kinds."""
+    state = _book(state, record)
+    match record["kind"]:
+        case "page":
+            return _page(state, record)
+        case "plan":
+            return _plan(state, record)
+        case "gap":
+            return _gap(state, record)
+        case "rule":
+            return _rule(state, record)
+    return state
+
+
+def fold(state: State, records: Iterable[RawRecord]) -> State:
+    """`apply` over many."""
+    for record in records:
+        state = apply(state, record)
+    return state
+
+
+def _book(state: State, record: RawRecord) -> State:
+    cost, posts = record.get("cost_microusd") or 0, record.get("posts_billed") or 0
+    if not cost and not posts:
+        return state
+    at = record.get("received_at") or record["at"]
+    state = replace(state, money=state.money.plus(at, cost, posts))
+    name = record.get("query")
+    query = state.queries.get(name or "")
+    if name is None or query is None:
+        return state
+    return state.with_query(name, replace(query, money=query.money.plus(at, cost, posts)))
+
+
+def _page(state: State, record: RawRecord) -> State:
+    name, since_id, until_id = record.get("query"), record.get("since_id"), record.get("until_id")
+    if name is None or since_id is None or until_id is None or record.get("problem"):
+        return state  # counts pages and pages that could not be followed cover nothing
+    query = state.queries.get(name) or QueryState(record.get("rule"), start_id=since_id, frontier_id=since_id)
+    known = query.find((since_id, until_id))
+    asked = known or Interval(since_id, until_id, record.get("rule") or "", record.get("reason") or "")
+    if (record.get("asked_below") or until_id) < asked.upper:
+        return state  # a page before this one is missing, so what lies above is not covered
+    others = [interval for interval in query.todo if interval.key != asked.key]
+    left = [] if record.get("is_last") else [asked.resumed_below(record.get("oldest_id"))]
+    query = replace(query.with_todo(others + left), frontier_id=max(query.frontier_id, until_id))
+    return state.with_query(name, query)
+
+
+def _plan(state: State, record: RawRecord) -> State:
+    name = record.get("query")
+    intervals = [Interval.from_record(interval) for interval in record.get("intervals") or []]
+    if name is None or not intervals:
+        return state
+    lowest = min(interval.since_id for interval in intervals)
+    query = state.queries.get(name) or QueryState(record.get("rule"), start_id=lowest, frontier_id=lowest)
+    frontier = max(query.frontier_id, record.get("frontier_id") or 0)
+    query = replace(
+        query.with_todo([*query.todo, *intervals]), frontier_id=frontier, start_id=min(query.start_id, lowest)
+    )
+    return state.with_query(name, query)
+
+
+def _gap(state: State, record: RawRecord) -> State:
+    """What a gap names is no longer to be done; an interval that reaches beyond it keeps the rest."""
+    name, since_id, until_id = record.get("query"), record.get("since_id"), record.get("until_id")
+    query = state.queries.get(name or "")
+    if name is None or query is None or since_id is None or until_id is None:
+        return state
+    left = (_above(interval, since_id, until_id) for interval in query.todo)
+    # A gap above the frontier (the service was away for more than X's reach) moves it: that part is told, not planned.
+    query = replace(query.with_todo(left), frontier_id=max(query.frontier_id, until_id))
+    return state.with_query(name, query)
+
+
+def _above(interval: Interval, since_id: int, until_id: int) -> Interval:
+    if since_id <= interval.since_id < until_id - 1:
+        return replace(interval, since_id=min(until_id - 1, interval.upper))
+    return interval
+
+
+def _rule(state: State, record: RawRecord) -> State:
+    name = record.get("query")
+    if name is None:
+        return state
+    known = state.queries.get(name)
+    frontier = record.get("frontier_id")
+    if known is None:
+        start = frontier or 0
+        return state.with_query(name, QueryState(record.get("rule"), start_id=start, frontier_id=start))
+    moved = known.frontier_id if frontier is None else max(known.frontier_id, frontier)
+    return state.with_query(name, replace(known, rule=record.get("rule"), frontier_id=moved))
+
+
+def to_checkpoint(state: State) -> str:
+    """The state as JSON for a microbatch's header."""
+    return json.dumps(
+        {
+            "format": CHECKPOINT_FORMAT,
+            "money": _money_to_json(state.money),
+            "queries": {
+                name: {
+                    "rule": query.rule,
+                    "start_id": query.start_id,
+                    "frontier_id": query.frontier_id,
+                    "todo": [interval.to_record() for interval in query.todo],
+                    "money": _money_to_json(query.money),
+                }
+                for name, query in sorted(state.queries.items())
+            },
+        },
+        separators=(",", ":"),
+    )
+
+
+def from_checkpoint(text: str) -> State:
+    """Read what `to_checkpoint` wrote. Raises ValueError for anything else, also for a newer format."""
+    try:
+        found = json.loads(text)
+        if found["format"] > CHECKPOINT_FORMAT:
+            raise ValueError(f"checkpoint format {found['format']} is newer than this program knows")
+        queries = {
+            name: QueryState(
+                rule=query["rule"],
+                start_id=query["start_id"],
+                frontier_id=query["frontier_id"],
+                todo=tuple(Interval.from_record(interval) for interval in query["todo"]),
+                money=_money_from_json(query["money"]),
+            )
+            for name, query in found["queries"].items()
+        }
+        return State(queries=queries, money=_money_from_json(found["money"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a checkpoint: {error!r}") from error
+
+
+def _money_to_json(money: Money) -> dict[str, list[Any]]:
+    return {
+        "day": [money.day.period, money.day.microusd, money.day.posts],
+        "month": [money.month.period, money.month.microusd, money.month.posts],
+    }
+
+
+def _money_from_json(found: Mapping[str, list[Any]]) -> Money:
+    return Money(day=Spent(*found["day"]), month=Spent(*found["month"]))

@@ -1,0 +1,199 @@
+"""What the service says about itself: every event once, as one log line and its metrics; and the last problems for people."""
+
+import logging
+import sys
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something a person may want to know of, for /status."""
+
+    at: datetime
+    event: str
+    detail: str
+
+
+def configure_logging(*, human: bool | None = None) -> None:
+    """Lines for people on a terminal, JSON otherwise; to stderr. tweepy's and botocore's own logs stay at warning:
+    their debug lines hold the token.
+    """
+    human = sys.stderr.isatty() if human is None else human
+    renderer = structlog.dev.ConsoleRenderer() if human else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+class Telemetry:
+    """One method per event. Business code says what happened, once."""
+
+    def __init__(self, registry: CollectorRegistry | None = None, now: Callable[[], datetime] | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self.problems: deque[Problem] = deque(maxlen=50)
+        self._now = now or (lambda: datetime.now(UTC))
+        self._log = structlog.get_logger()
+        self._requests = self._counter("requests", "Requests to X by what the answer meant.", "query", "meaning")
+        self._pages = self._counter("pages_stored", "Pages of X made durable in the spool.", "query")
+        self._posts = self._counter("posts_stored", "Posts in the pages stored, repeats included.", "query")
+        self._bytes = self._counter(
+            "page_bytes_stored", "Bytes of the page bodies stored, before compression.", "query"
+        )
+        self._cost = self._counter("spent_usd", "US dollars booked for pages, by the settings' prices.", "query")
+        self._page_problems = self._counter("page_problems", "Pages that could not be followed.", "query")
+        self._gaps = self._counter("gaps", "Intervals recorded as not covered.", "query", "reason")
+        self._covered = Gauge(
+            "tweetlake_query_newest_covered_timestamp_seconds",
+            "Upper end of the newest window planned, as Unix time.",
+            ["query"],
+            registry=self.registry,
+        )
+        self._backlog = Gauge(
+            "tweetlake_query_todo_intervals",
+            "Intervals planned and not covered yet.",
+            ["query"],
+            registry=self.registry,
+        )
+        self._latency = Histogram(
+            "tweetlake_request_seconds",
+            "From sending a request to X until its whole answer.",
+            registry=self.registry,
+            buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+        )
+        self._sealed = self._counter("microbatches_sealed", "Microbatches sealed, by what made it.", "reason")
+        self._shipped = self._counter("microbatches_shipped", "Microbatches stored in S3 and forgotten locally.")
+        self._shipped_bytes = self._counter("shipped_bytes", "Bytes of the microbatches stored in S3.")
+        self._upload_failures = self._counter("upload_failures", "Failed attempts to upload; each is tried again.")
+        self._quarantined = self._counter("microbatches_quarantined", "Microbatches set aside for a person to look at.")
+        self._paused = Gauge(
+            "tweetlake_paused", "1 while a part waits for something outside.", ["part"], registry=self.registry
+        )
+
+    def _counter(self, name: str, doc: str, *labels: str) -> Counter:
+        return Counter(f"tweetlake_{name}", doc, labels, registry=self.registry)
+
+    def _problem(self, event: str, detail: str, **facts: Any) -> None:
+        self.problems.append(Problem(self._now(), event, detail))
+        self._log.warning(event, detail=detail, **facts)
+
+    # The life of the process.
+
+    def started(self, **facts: Any) -> None:
+        self._log.info("started", **facts)
+
+    def stopping(self, reason: str) -> None:
+        self._log.info("stopping", reason=reason)
+
+    def stopped(self, **facts: Any) -> None:
+        self._log.info("stopped", **facts)
+
+    def died(self, reasons: list[str]) -> None:
+        self._log.error("died", reasons=reasons)
+
+    def state_found(self, where: str, sequence: int, queries: int) -> None:
+        self._log.info("state_found", where=where, sequence=sequence, queries=queries)
+
+    def state_unreachable(self, detail: str, wait_seconds: float) -> None:
+        self._problem("state_unreachable", detail, wait_seconds=round(wait_seconds, 1))
+
+    # X.
+
+    def answered(self, query: str, meaning: str, seconds: float) -> None:
+        self._requests.labels(query, meaning).inc()
+        self._latency.observe(seconds)
+
+    def page_stored(self, query: str, *, posts: int, size: int, microusd: int, interval: str, last: bool) -> None:
+        self._pages.labels(query).inc()
+        self._posts.labels(query).inc(posts)
+        self._bytes.labels(query).inc(size)
+        self._cost.labels(query).inc(microusd / 1e6)
+        if posts:
+            self._log.info(
+                "page_stored", query=query, posts=posts, usd=round(microusd / 1e6, 4), interval=interval, last=last
+            )
+
+    def query_progressed(self, query: str, covered_until: datetime, todo: int) -> None:
+        self._covered.labels(query).set(covered_until.timestamp())
+        self._backlog.labels(query).set(todo)
+
+    def page_problem(self, query: str, detail: str, wait_seconds: float) -> None:
+        self._page_problems.labels(query).inc()
+        self._problem("page_problem", detail, query=query, wait_seconds=round(wait_seconds, 1))
+
+    def planned(self, query: str, intervals: int, reason: str) -> None:
+        self._log.info("planned", query=query, intervals=intervals, reason=reason)
+
+    def rule_changed(self, query: str, rule: str | None) -> None:
+        self._log.info("rule_changed", query=query, rule=rule)
+
+    def gap_recorded(self, query: str, reason: str, interval: str) -> None:
+        self._gaps.labels(query, reason).inc()
+        self._problem("gap_recorded", f"{interval} will not be covered: {reason}", query=query)
+
+    def request_failed(self, query: str, detail: str, wait_seconds: float) -> None:
+        self._requests.labels(query, "no_answer").inc()
+        self._problem("request_failed", detail, query=query, wait_seconds=round(wait_seconds, 1))
+
+    def request_refused(self, query: str, detail: str, wait_seconds: float) -> None:
+        self._problem("request_refused", detail, query=query, wait_seconds=round(wait_seconds, 1))
+
+    def asking_paused(self, reason: str, until: datetime | None) -> None:
+        self._paused.labels("x").set(1)
+        self._problem("asking_paused", reason, until=until.isoformat(timespec="seconds") if until else None)
+
+    def asking_resumed(self) -> None:
+        self._paused.labels("x").set(0)
+        self._log.info("asking_resumed")
+
+    def clock_off(self, seconds: float) -> None:
+        self._problem("clock_off", f"this machine's clock is {seconds:+.1f} s off X's; windows are planned by X's")
+
+    # The spool.
+
+    def salvaged(self, name: str, records: int, lost_bytes: int) -> None:
+        self._log.warning("salvaged", microbatch=name, records=records, lost_bytes=lost_bytes)
+
+    def sealed(self, name: str, reason: str, *, records: int, size: int) -> None:
+        self._sealed.labels(reason).inc()
+        self._log.info("sealed", microbatch=name, reason=reason, records=records, bytes=size)
+
+    def spool_full(self, detail: str) -> None:
+        self._problem("spool_full", detail)
+
+    def unreadable(self, name: str, detail: str) -> None:
+        self._problem("unreadable", detail, microbatch=name)
+
+    # S3.
+
+    def shipped(self, name: str, *, size: int, already: bool) -> None:
+        self._paused.labels("s3").set(0)
+        self._shipped.inc()
+        self._shipped_bytes.inc(size)
+        self._log.info("shipped", microbatch=name, bytes=size, already_there=already)
+
+    def upload_failed(self, name: str, detail: str, wait_seconds: float) -> None:
+        self._upload_failures.inc()
+        self._problem("upload_failed", detail, microbatch=name, wait_seconds=round(wait_seconds, 1))
+
+    def upload_paused(self, name: str, detail: str, wait_seconds: float) -> None:
+        self._paused.labels("s3").set(1)
+        self._problem("upload_paused", detail, microbatch=name, wait_seconds=wait_seconds)
+
+    def quarantined(self, name: str, detail: str) -> None:
+        self._quarantined.inc()
+        self._problem("quarantined", detail, microbatch=name)

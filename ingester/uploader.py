@@ -1,0 +1,104 @@
+"""Sealed microbatches to S3, strictly by sequence: create-only PUT, then forget the local file. Never gives up."""
+
+import asyncio
+from datetime import datetime
+from pathlib import Path
+
+from ingester.errors import ChecksumRefused, KeyTaken, NeedsOperator, SpoolDamaged, Transient
+from ingester.journal import Journal
+from ingester.ports import Clock, ObjectStore
+from ingester.retry import Backoff
+from ingester.spool import Sealed, Spool
+from ingester.telemetry import Telemetry
+from schemas.keys import LakeKeys, MicrobatchName
+
+PROBE_SECONDS = 30.0
+"""How often a paused uploader tries again: after wrong credentials, missing rights, a missing bucket."""
+
+
+class Uploader:
+    """Ships what the spool holds. One at a time, oldest first, so that S3 never has a hole in the sequence."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        store: ObjectStore,
+        journal: Journal,
+        keys: LakeKeys,
+        clock: Clock,
+        telemetry: Telemetry,
+        *,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self.last_shipped_at: datetime | None = None
+        self.last_problem: str | None = None
+        self._spool = spool
+        self._store = store
+        self._journal = journal
+        self._keys = keys
+        self._clock = clock
+        self._telemetry = telemetry
+        self._progressed = asyncio.Event()
+        self._backoff = backoff or Backoff(first_seconds=0.5, cap_seconds=60.0)
+
+    async def run(self) -> None:
+        """Ship for ever. Ends only by cancellation."""
+        while True:
+            self._journal.sealed.clear()
+            for name in await asyncio.to_thread(self._spool.waiting):
+                while not await self._try(name):
+                    pass
+                self._progressed.set()
+            self._progressed.set()
+            await self._journal.sealed.wait()
+
+    async def finish(self) -> None:
+        """Wait until everything sealed is stored or set aside; `run` does the work."""
+        while await asyncio.to_thread(self._spool.waiting):
+            self._progressed.clear()
+            await self._progressed.wait()
+
+    async def _try(self, name: MicrobatchName) -> bool:
+        """One attempt. True when the file is out of the way."""
+        try:
+            sealed = await asyncio.to_thread(self._spool.describe, name)
+            already = await self._put(sealed)
+        except Transient as error:
+            wait = self._backoff.next_wait()
+            self.last_problem = str(error)
+            self._telemetry.upload_failed(str(name), str(error), wait)
+            await self._clock.sleep(wait)
+            return False
+        except NeedsOperator as error:
+            self.last_problem = str(error)
+            self._telemetry.upload_paused(str(name), str(error), PROBE_SECONDS)
+            await self._clock.sleep(PROBE_SECONDS)
+            return False
+        except SpoolDamaged as error:
+            await asyncio.to_thread(self._spool.set_aside, name, str(error))
+            self._telemetry.quarantined(str(name), str(error))
+            return True
+        await asyncio.to_thread(self._spool.forget, name)
+        self._backoff.succeeded()
+        self.last_shipped_at, self.last_problem = self._clock.now(), None
+        self._telemetry.shipped(str(name), size=sealed.bytes, already=already)
+        return True
+
+    async def _put(self, sealed: Sealed) -> bool:
+        """Create the object; True if S3 had it already, as after an answer that was lost. Raises SpoolDamaged."""
+        key = self._keys.microbatch(sealed.name)
+        file: Path = self._spool.sealed_file(sealed.name)
+        try:
+            await self._store.put_new(key, file, sealed.sha256, sealed.metadata)
+        except KeyTaken:
+            stored = await self._store.head(key)
+            if stored is None:
+                raise Transient(f"{key} was there and is gone again") from None
+            if stored.metadata.get("sha256") != sealed.sha256:
+                raise SpoolDamaged(f"s3 key {key} holds other content (SHA-256 differs)") from None
+            return True
+        except ChecksumRefused as error:
+            if not await asyncio.to_thread(self._spool.verify, sealed):
+                raise SpoolDamaged(f"{file} is not what was sealed (SHA-256 differs)") from error
+            raise Transient(f"{key}: the bytes changed on their way; the file is whole") from error
+        return False
