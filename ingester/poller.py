@@ -11,7 +11,7 @@ from ingester.answers import Meaning, Verdict, judge
 from ingester.errors import Stopping, Transient
 from ingester.journal import Journal
 from ingester.model import SEARCH, Answer, Bill, FieldSet, Interval, PageFacts, RawRecord, SearchRequest
-from ingester.pacing import BACKLOG, LIVE, Gate, Prices, ReadToday
+from ingester.pacing import BACKLOG, LIVE, Gate, Prices, ReadToday, date_of
 from ingester.ports import Clock, Source
 from ingester.retry import Backoff
 from ingester.state import QueryState
@@ -21,6 +21,8 @@ from schemas.settings import Query
 
 INDEX_LAG = timedelta(seconds=12)
 """X answers up to 10 s before now (recorded: end_time defaults to now - 10 s); two seconds are for clocks."""
+INDEX_REACHES = timedelta(seconds=9)
+"""A window that ends later than this before an answer's Date was not wholly in X's index: 10 s, less Date's rounding."""
 LONGEST_WINDOW = timedelta(hours=1)
 """Longer stretches are cut into slices, so that live polls are never behind a long window."""
 REACH = timedelta(days=7)
@@ -100,6 +102,8 @@ class Poller:
 
     async def run(self) -> None:
         """Step after step until the service stops. Raises SpoolBroken."""
+        if not await self._x_time_is_known():
+            return
         await self._begin()
         try:
             while not self._stop.is_set():
@@ -110,6 +114,15 @@ class Poller:
                         await self._sleep(await self._ask(interval, priority))
         except Stopping:
             return
+
+    async def _x_time_is_known(self) -> bool:
+        """Wait until X has told its time; False when the service stops before."""
+        known = asyncio.ensure_future(self._gate.x_time.known.wait())
+        stop = asyncio.ensure_future(self._stop.wait())
+        await asyncio.wait({known, stop}, return_when=asyncio.FIRST_COMPLETED)
+        known.cancel()
+        stop.cancel()
+        return self._gate.x_time.known.is_set()
 
     # Deciding.
 
@@ -265,7 +278,7 @@ class Poller:
         """Make the page durable; the state follows from the record. None, or the seconds to wait after a problem."""
         chain = self._chains.get(interval.key)
         index = chain.next_index if chain else 0
-        problem = page.problem or _no_progress(interval, page, chain)
+        problem = page.problem or _ahead_of_index(interval, answer) or _no_progress(interval, page, chain)
         bill = self._book(page, answer.received_at, request.max_results)
         is_last = problem is None and page.next_token is None
         record = _record(interval, answer, page, bill, index)
@@ -322,6 +335,14 @@ def _cut(frontier: int, until_id: int) -> list[tuple[int, int]]:
         slices.append((since, upper + 1))
         since = upper
     return [*slices, (since, until_id)]
+
+
+def _ahead_of_index(interval: Interval, answer: Answer) -> str | None:
+    """Why the page cannot prove that its window is covered, if it ends where X's index had not arrived yet."""
+    date = date_of(answer)
+    if date is None or snowflake.time_of(interval.until_id) <= date - INDEX_REACHES:
+        return None
+    return "the window ends after what X had indexed by its own clock"
 
 
 def _brings_news(interval: Interval, page: PageFacts) -> bool:

@@ -19,6 +19,13 @@ class Source(Protocol):
         """
         ...
 
+    async def probe(self) -> Answer:
+        """Any cheap answer, for its Date header: no credentials are sent and no object is read, so it costs nothing.
+
+        Raises Transient. Called at start until it answers.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:

@@ -9,11 +9,13 @@ from datetime import datetime
 from typing import Any
 
 from ingester.boot import find_start
+from ingester.errors import Transient
 from ingester.journal import Journal
 from ingester.model import FieldSet
 from ingester.pacing import Gate, Prices, Purse, ReadToday
 from ingester.poller import Poller
 from ingester.ports import Clock, ObjectStore, Source
+from ingester.retry import Backoff
 from ingester.spool import Spool
 from ingester.telemetry import Telemetry
 from ingester.uploader import Uploader
@@ -75,7 +77,10 @@ class Service:
                 return
             self._work = work
             async with asyncio.TaskGroup() as group:
-                loops = [group.create_task(loop) for loop in (work.gate.run(), work.journal.run(), work.uploader.run())]
+                loops = [
+                    group.create_task(loop)
+                    for loop in (work.gate.run(), work.journal.run(), work.uploader.run(), self._learn_time(work.gate))
+                ]
                 polls = [group.create_task(poller.run()) for poller in work.pollers]
                 await self._stop.wait()
                 await self._wind_down(work, loops, polls)
@@ -170,6 +175,23 @@ class Service:
             await journal.append({"kind": "rule", "at": self._clock.now(), "query": name, "rule": None})
             self._telemetry.rule_changed(name, None)
 
+    async def _learn_time(self, gate: Gate) -> None:
+        """Ask X for its time until it answers; the pollers wait for it."""
+        backoff = Backoff(first_seconds=1.0, cap_seconds=60.0)
+        while not gate.x_time.known.is_set():
+            try:
+                answer = await self._source.probe()
+            except Transient as error:
+                wait = backoff.next_wait()
+                self._telemetry.request_failed("time", str(error), wait)
+                await self._clock.sleep(wait)
+            else:
+                gate.x_time.learn(answer)
+                if not gate.x_time.known.is_set():
+                    wait = backoff.next_wait()
+                    self._telemetry.request_failed("time", "the answer has no Date header", wait)
+                    await self._clock.sleep(wait)
+
     # Stop.
 
     async def _wind_down(
@@ -206,6 +228,8 @@ class Service:
         reasons = []
         if self._work is None:
             reasons.append("the state has not been found yet (waiting for S3)")
+        elif not self._work.gate.x_time.known.is_set():
+            reasons.append("X has not answered at all yet")
         elif not self._work.gate.allowed_once:
             reasons.append("X has not answered with a page yet")
         return {"ready": not reasons, "reasons": reasons}

@@ -41,7 +41,16 @@ class _Client(tweepy.asynchronous.AsyncClient):  # type: ignore[misc] # tweepy h
     ) -> Answer:
         """Send it, return whatever came. Raises Transient when no whole answer came."""
         headers = {"Authorization": f"Bearer {self._token.get_secret_value()}", "User-Agent": self.user_agent}
-        parameters = {name: str(value) for name, value in (params or {}).items()}
+        return await self._send(method, route, params or {}, json, headers)
+
+    async def probe(self) -> Answer:
+        """Ask without credentials: X answers 401, with its time."""
+        return await self._send("GET", "/2/tweets/search/recent", {}, None, {"User-Agent": self.user_agent})
+
+    async def _send(
+        self, method: str, route: str, params: Mapping[str, Any], json: Any, headers: Mapping[str, str]
+    ) -> Answer:
+        parameters = {name: str(value) for name, value in params.items()}
         requested_at = self._clock.now()
         try:
             async with self.session.request(
@@ -99,6 +108,10 @@ class XApi:
             poll_fields=list(fields.poll_fields) or None,
         )
         return answer
+
+    async def probe(self) -> Answer:
+        """A 401 with X's Date header."""
+        return await self._client.probe()
 
     async def close(self) -> None:
         await self._session.close()

@@ -1,0 +1,275 @@
+"""A world in virtual time for the ingester: clock, X and S3 in memory, a real spool on disk, and the oracle over them."""
+
+import asyncio
+import heapq
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import fastavro
+
+from ingester.errors import KeyTaken, NeedsOperator, Transient
+from ingester.model import LEAN, Answer, SearchRequest
+from ingester.ports import StoredObject
+from ingester.service import Service
+from ingester.spool import Spool
+from ingester.telemetry import Telemetry
+from schemas import snowflake
+from schemas.settings import Settings
+
+START = datetime(2026, 11, 20, 12, 0, 30, tzinfo=UTC)
+
+
+class Crash(BaseException):
+    """The process dies here: nothing after it runs."""
+
+
+class InlineExecutor(ThreadPoolExecutor):
+    """Runs what is handed to a thread at once, so that virtual time knows when nothing more can happen."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except BaseException as error:  # noqa: BLE001 - handed on, as a thread would
+            future.set_exception(error)
+        return future
+
+
+class VirtualClock:
+    """Time that moves only when everybody waits for it."""
+
+    def __init__(self, start: datetime = START) -> None:
+        self.start = start
+        self.seconds = 0.0
+        self.offset = timedelta()
+        """What is added to the wall clock, for jumps."""
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._count = itertools.count()
+
+    def now(self) -> datetime:
+        return self.true_now() + self.offset
+
+    def true_now(self) -> datetime:
+        return self.start + timedelta(seconds=self.seconds)
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    async def sleep(self, seconds: float) -> None:
+        future = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self.seconds + max(0.0, seconds), next(self._count), future))
+        await future
+
+    async def drive(self, until: float, condition: Callable[[], bool] = lambda: False) -> None:
+        """Let everything happen up to `until` seconds, or until the condition holds."""
+        while True:
+            for _ in range(60):  # enough turns of the loop for any chain of awaits to come to rest
+                await asyncio.sleep(0)
+            if condition():
+                return
+            self._sleepers = [sleeper for sleeper in self._sleepers if not sleeper[2].done()]
+            heapq.heapify(self._sleepers)
+            if not self._sleepers or self._sleepers[0][0] > until:
+                self.seconds = max(self.seconds, until)
+                return
+            at, _, future = heapq.heappop(self._sleepers)
+            self.seconds = max(self.seconds, at)
+            future.set_result(None)
+
+
+@dataclass
+class SimulatedX:
+    """Answers recent search from a list of ids, by X's rules for bounds, pages and tokens."""
+
+    clock: VirtualClock
+    tweets_per_second: float = 2.0
+    page_size: int = 100
+    faults: list[Callable[[SearchRequest], Answer | Exception | None]] = field(default_factory=list)
+    """Called for every request; what is returned is sent, or raised, instead of the page. None: no fault."""
+    requests: list[SearchRequest] = field(default_factory=list)
+    served: list[int] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def existing(self, since_id: int, until_id: int) -> list[int]:
+        """Ids of the world strictly between the bounds, ascending. Evenly spaced in time, with odd low bits."""
+        step = int(1000 / self.tweets_per_second)
+        first = (since_id >> snowflake.SHIFT) // step
+        last = (until_id >> snowflake.SHIFT) // step + 1
+        ids = ((number * step << snowflake.SHIFT) + number % 4096 for number in range(first, last + 1))
+        return [number for number in ids if since_id < number < until_id]
+
+    async def search(self, request: SearchRequest) -> Answer:
+        self.requests.append(request)
+        await self.clock.sleep(0.2)
+        for fault in self.faults:
+            found = fault(request)
+            if isinstance(found, Exception):
+                raise found
+            if found is not None:
+                return found
+        reach = snowflake.first_id_at(self.clock.true_now() - timedelta(days=7))
+        if request.since_id < reach:
+            return self.answer(
+                400,
+                {"title": "Invalid Request", "errors": [{"message": "'since_id' must be a tweet id created after"}]},
+            )
+        newest = snowflake.first_id_at(self.clock.true_now() - timedelta(seconds=10))
+        below = int(request.next_token) if request.next_token else request.until_id
+        ids = self.existing(request.since_id, min(below, newest))[::-1]
+        page, rest = ids[: request.max_results], ids[request.max_results :]
+        self.served += page
+        meta: dict[str, Any] = {"result_count": len(page)}
+        if page:
+            meta |= {"newest_id": str(page[0]), "oldest_id": str(page[-1])}
+        if rest:
+            meta["next_token"] = str(page[-1])
+        body: dict[str, Any] = {"meta": meta}
+        if page:
+            body["data"] = [{"id": str(number), "text": f"tweet {number}"} for number in page]
+        return self.answer(200, body)
+
+    async def probe(self) -> Answer:
+        await self.clock.sleep(0.1)
+        return self.answer(401, {"title": "Unauthorized"})
+
+    def answer(self, status: int, body: Any, **headers: str) -> Answer:
+        now = self.clock.now()
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        date = self.clock.true_now().strftime("%a, %d %b %Y %H:%M:%S GMT")
+        return Answer(status, {"date": date} | self.headers | headers, content, {"query": "q"}, now, now)
+
+
+@dataclass
+class MemoryStore:
+    """S3 in memory, with faults by call."""
+
+    objects: dict[str, tuple[bytes, dict[str, str]]] = field(default_factory=dict)
+    faults: list[Callable[[str, str], Exception | None]] = field(default_factory=list)
+    """Called with verb and key; an exception is raised before anything happens."""
+    lose_answers: bool = False
+
+    def _check(self, verb: str, key: str) -> None:
+        for fault in self.faults:
+            if (error := fault(verb, key)) is not None:
+                raise error
+
+    async def put_new(self, key: str, file: Path, sha256: str, metadata: Mapping[str, str]) -> None:
+        self._check("put", key)
+        if key in self.objects:
+            raise KeyTaken(key)
+        self.objects[key] = (file.read_bytes(), dict(metadata))
+        if self.lose_answers:
+            self.lose_answers = False
+            raise Transient("the answer was lost")
+
+    async def head(self, key: str) -> StoredObject | None:
+        self._check("head", key)
+        found = self.objects.get(key)
+        return StoredObject(key, len(found[0]), found[1]) if found else None
+
+    async def get(self, key: str) -> bytes:
+        self._check("get", key)
+        if key not in self.objects:
+            raise NeedsOperator(key)
+        return self.objects[key][0]
+
+    async def list_keys(self, prefix: str) -> list[str]:
+        self._check("list", prefix)
+        return sorted(key for key in self.objects if key.startswith(prefix))
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every record in S3, by sequence."""
+        import io
+
+        names = sorted(self.objects, key=lambda key: key.rsplit("/", 1)[1][14:26])
+        return [record for key in names for record in fastavro.reader(io.BytesIO(self.objects[key][0]))]
+
+
+def settings(directory: Path, **changes: Any) -> Settings:
+    """Settings for a simulation; sections given as dictionaries replace the defaults."""
+    values: dict[str, Any] = {
+        "lake": {"bucket": "lake-bucket"},
+        "query": [
+            {"name": "one", "rule": "python", "poll_every_seconds": 30, "first_poll_hours": 0, "overlap_seconds": 0}
+        ],
+        "spool": {"directory": directory / "spool", "min_free_bytes": 0},
+        "x": {"fields": "lean"},
+        "budget": {"usd_per_month": None},
+    }
+    return Settings(**(values | changes))
+
+
+@dataclass
+class Run:
+    """One life of the service, from start to a clean stop or a crash."""
+
+    clock: VirtualClock
+    x: SimulatedX
+    store: MemoryStore
+    spool: Spool
+    service: Service
+    telemetry: Telemetry
+
+
+async def live(
+    configured: Settings,
+    clock: VirtualClock,
+    x: SimulatedX,
+    store: MemoryStore,
+    *,
+    seconds: float,
+    on_step: Callable[[str], None] = lambda _step: None,
+    crash: bool = False,
+    during: Callable[[Run], None] | None = None,
+) -> Run:
+    """Run the real service on the simulated world for so many virtual seconds, then stop it (or drop it dead).
+
+    Raises Crash when a durable step of the spool did.
+    """
+    asyncio.get_running_loop().set_default_executor(InlineExecutor(1))
+    telemetry = Telemetry(now=clock.now)
+    spool = Spool(configured.spool.directory, on_step=on_step)
+    spool.acquire()
+    service = Service(
+        configured, spool=spool, source=x, store=store, clock=clock, telemetry=telemetry, fields=LEAN, version="0"
+    )
+    run = Run(clock, x, store, spool, service, telemetry)
+    task = asyncio.ensure_future(service.run())
+    try:
+        await clock.drive(clock.seconds + seconds, task.done)
+        if during is not None:
+            during(run)
+        if task.done():
+            task.result()
+        elif not crash:
+            service.stop("test")
+            await clock.drive(clock.seconds + 60, task.done)
+            task.result()
+    except BaseExceptionGroup as group:
+        if group.subgroup(Crash):
+            raise Crash from group
+        raise
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        spool.release()
+    return run
+
+
+def pages(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [record for record in records if record["kind"] == "page"]
+
+
+def stored_ids(records: list[dict[str, Any]]) -> list[int]:
+    """Every id in the stored pages, with repeats."""
+    found = []
+    for record in pages(records):
+        if record["problem"] is None:
+            found += [int(item["id"]) for item in json.loads(record["body"]).get("data", [])]
+    return found
