@@ -1,0 +1,45 @@
+"""One Airflow for all DAG tests: a child process with a hermetic environment, started when the first test needs it."""
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox.airflow import airflow_environment
+from tests.dags import laboratory
+
+Laboratory = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def loading(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
+    """Calls a function of laboratory.py in the child, which has no database yet."""
+    home = tmp_path_factory.mktemp("airflow")
+    environment = airflow_environment(home, home / "no-settings.toml")
+    child = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), laboratory.enter, (environment,))
+    with child:
+        yield lambda function, *arguments: child.submit(function, *arguments).result(timeout=100)
+
+
+@pytest.fixture(scope="session")
+def running(loading: Laboratory) -> Laboratory:
+    """The same, with a database: the DAG can run."""
+    loading(laboratory.make_database)
+    return loading
+
+
+@pytest.fixture(scope="session")
+def facts(loading: Laboratory) -> laboratory.DagFacts:
+    """The DAG as Airflow loads it."""
+    return loading(laboratory.load)
+
+
+@pytest.fixture
+def settings_file(tmp_path: Path) -> Path:
+    """A settings file that is good, for a lake that is not there."""
+    file = tmp_path / "tweetlake.toml"
+    file.write_text('[lake]\nbucket = "nowhere"\n[[query]]\nname = "q"\nrule = "cats"\n', "utf-8")
+    return file

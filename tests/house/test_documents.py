@@ -1,0 +1,140 @@
+"""The documents and the code say the same: settings, commands, decisions, locks."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from schemas.settings import Settings
+from tests.house.checkout import ROOT, files, pyproject, text
+
+ROW = re.compile(r"^\| `(?P<setting>[\w.]+)` \| (?P<default>\S.*?) \|", re.MULTILINE)
+DECISIONS = [file for file in files() if file.parts[:2] == ("docs", "adr")]
+LOCKS = [file for file in files() if file.suffix == ".lock"]
+
+
+def documented_settings() -> dict[str, str]:
+    return {match["setting"]: match["default"].strip("`") for match in ROW.finditer(text("docs/settings.md"))}
+
+
+def settings_of_the_model() -> dict[str, str]:
+    """Each setting's dotted name, with its default as docs/settings.md writes it."""
+    found = {}
+    for section, field in Settings.model_fields.items():
+        model: Any = field.annotation
+        model = model if isinstance(model, type) and issubclass(model, BaseModel) else model.__args__[0]
+        for name, setting in model.model_fields.items():
+            found[f"{section}.{name}"] = as_toml(setting.default)
+    return found
+
+
+def as_toml(default: object) -> str:
+    if default is PydanticUndefined:
+        return "required"
+    return "-" if default is None else json.dumps(default, default=str)
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    assert documented_settings() == settings_of_the_model()
+
+
+def test_the_smallest_settings_file_of_the_documentation_works() -> None:
+    example = re.search(r"```toml\n(.*?)```", text("docs/settings.md"), re.DOTALL)
+    assert example is not None
+    assert Settings(**tomllib.loads(example[1])).query[0].name == "python"
+
+
+def test_every_section_of_the_documentation_is_a_section_of_the_file() -> None:
+    headings = re.findall(r"^## `\[+(\w+)\]+`", text("docs/settings.md"), re.MULTILINE)
+    assert sorted(headings) == sorted(Settings.model_fields)
+
+
+def commands() -> set[str]:
+    return set(re.findall(r"^([a-z-]+):.*## ", text("Makefile"), re.MULTILINE))
+
+
+def test_every_command_is_documented_and_every_documented_command_exists() -> None:
+    documented = set(re.findall(r"\bmake ([a-z-]+)", text("CONTRIBUTING.md")))
+    assert documented == commands()
+
+
+def test_pages_name_only_commands_that_exist() -> None:
+    named = {
+        command
+        for file in files()
+        if file.suffix == ".md"
+        for block in re.findall(r"`(?:make )[^`\n]*`|^make .*$", text(file), re.MULTILINE)
+        for command in re.findall(r"^`?make ([a-z-]+)", block)
+    }
+    assert named <= commands()
+
+
+@pytest.mark.parametrize("script", [".ci/run", ".ci/environment"])
+def test_the_scripts_can_be_run(script: str) -> None:
+    assert (ROOT / script).stat().st_mode & 0o111 == 0o111
+
+
+def test_decisions_are_numbered_without_holes() -> None:
+    assert [int(file.name[:4]) for file in DECISIONS] == list(range(1, len(DECISIONS) + 1))
+
+
+@pytest.mark.parametrize("file", DECISIONS, ids=lambda file: file.stem)
+def test_a_decision_has_its_parts_and_is_short(file: Path) -> None:
+    decision = text(file)
+    assert re.match(rf"# {int(file.name[:4])}\. \S", decision)
+    assert re.search(r"^(Proposed|Accepted|Superseded by \d+), \d{4}-\d{2}-\d{2}\.$", decision, re.MULTILINE)
+    assert re.findall(r"^## (.+)$", decision, re.MULTILINE) == ["Context", "Decision", "Consequences"]
+    assert len(decision.split()) < 600
+
+
+def locked(file: Path) -> dict[str, str]:
+    return {
+        canonicalize_name(name): version
+        for name, version in re.findall(r"^([\w.-]+)==([^\s;\\]+)", text(file), re.MULTILINE)
+    }
+
+
+@pytest.mark.parametrize("file", LOCKS, ids=lambda file: file.stem)
+def test_a_lock_pins_every_package_by_hash_and_names_no_address(file: Path) -> None:
+    entries = re.split(r"\n(?=\S)", text(file).strip())
+    assert all(re.match(r"[\w.-]+==\S+", entry) and "--hash=sha256:" in entry for entry in entries)
+    assert "://" not in text(file)
+
+
+@pytest.mark.parametrize("extra", ["ingester", "airflow", "dev"])
+def test_the_locks_satisfy_pyproject(extra: str) -> None:
+    versions = locked(Path(f"requirements/{extra}.lock"))
+    for requirement in direct_requirements(extra):
+        name = canonicalize_name(requirement.name)
+        assert name in versions, f"{requirement} is not locked: run `make lock`"
+        assert requirement.specifier.contains(versions[name]), f"{requirement} is not what is locked: run `make lock`"
+
+
+def direct_requirements(extra: str) -> list[Requirement]:
+    project = pyproject()["project"]
+    found, todo = list(project["dependencies"]), [extra]
+    while todo:
+        for entry in project["optional-dependencies"][todo.pop()]:
+            requirement = Requirement(entry)
+            if requirement.name == project["name"]:
+                todo += requirement.extras
+            else:
+                found.append(entry)
+    return [Requirement(entry) for entry in found]
+
+
+def test_the_ingester_installs_without_arrow_and_airflow() -> None:
+    assert not {"pyarrow", "pandas", "deltalake", "apache-airflow", "apache-airflow-core"} & set(
+        locked(Path("requirements/ingester.lock"))
+    )
+
+
+def test_compaction_installs_without_tweepy() -> None:
+    assert not {"tweepy", "aiohttp"} & {requirement.name for requirement in direct_requirements("compaction")}
