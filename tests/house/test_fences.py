@@ -21,7 +21,7 @@ FORBIDDEN = {
     ),
     "schemas imports nothing of ours": ("schemas/keys.py", "sandbox"),
     "Nobody imports the sandbox": ("ingester/clock.py", "sandbox"),
-    "The ingester needs neither Arrow nor Airflow": ("ingester/model.py", "pyarrow"),
+    "The ingester needs neither Arrow nor Airflow; only s3.py knows boto3": ("ingester/model.py", "pyarrow"),
     "Only ingester.s3 knows boto3, only ingester.x_api knows tweepy": ("ingester/poller.py", "tweepy"),
     "The pure rooms know no clock, no chance and no outside": ("ingester/state.py", "time"),
     "The rooms of compaction": ("compaction_dags/compaction/errors.py", "compaction_dags.compact_tweets"),
