@@ -3,6 +3,7 @@
 import asyncio
 import heapq
 import itertools
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -305,7 +306,8 @@ class Gate:
         if self.rate.limit is None or self.rate.reset_at is None:
             return 0
         left = max(0.0, (self.rate.reset_at - now).total_seconds())
-        return int(min(self._polls_per_second * left, self.rate.limit * LIVE_SHARE_CAP))
+        polls = math.ceil(self._polls_per_second * left) + len(self._state().queries)  # one more each: they are not even
+        return int(min(polls, self.rate.limit * LIVE_SHARE_CAP))
 
     def _show(self, hold: Hold | None) -> None:
         before = self.hold.reason if self.hold else None

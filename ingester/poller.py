@@ -31,7 +31,7 @@ REACH_MARGIN = timedelta(minutes=1)
 """X rounds its bound to the minute, and it moves while we ask: nothing older than its reach less this is asked for."""
 CLIP_MARGIN = timedelta(minutes=3)
 """What must be clipped is clipped this much inside X's reach, so that a slow backlog leaves one gap in two minutes."""
-MOST_IDLE_PAGES = 50
+MOST_IDLE_PAGES = 20
 """Pages in a row without one new post, with X saying each time that there is more."""
 
 _KEPT_HEADERS = ("date", "content-type", "x-request-id", "x-transaction-id", "x-response-time")
@@ -243,7 +243,8 @@ class Poller:
             self._gate.give_back(turn)
         if wait is None:
             return 0.0
-        self._next_poll = self._clock.monotonic()  # a live window that was not answered is still due
+        if self._state.find(interval.key) is None:  # a live window that was not answered at all is still due
+            self._next_poll = self._clock.monotonic()
         return wait
 
     async def _ask_once(self, interval: Interval, request: SearchRequest) -> float | None:
@@ -301,10 +302,12 @@ class Poller:
             self.last_problem = problem
             self._telemetry.page_problem(self.query.name, problem, wait)
             return wait
-        self._backoff.succeeded()
+        news = _brings_news(interval, page)
+        if news or is_last:  # pages that only promise more do not end a back-off
+            self._backoff.succeeded()
         self.last_problem, self.last_page_at = None, answer.received_at
         if page.next_token is not None:
-            idle = 0 if _brings_news(interval, page) else (chain.idle if chain else 0) + 1
+            idle = 0 if news else (chain.idle if chain else 0) + 1
             self._chains[interval.key] = Chain(
                 request.until_id, page.next_token, next_index=index + 1, max_results=request.max_results, idle=idle
             )

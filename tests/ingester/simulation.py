@@ -119,6 +119,8 @@ class SimulatedX:
                 400,
                 {"title": "Invalid Request", "errors": [{"message": "'since_id' must be a tweet id created after"}]},
             )
+        if request.next_token and not request.next_token.isdigit():
+            return self.answer(400, {"title": "Invalid Request", "errors": [{"message": "unknown next_token"}]})
         newest = snowflake.first_id_at(self.clock.true_now() - timedelta(seconds=10))
         below = int(request.next_token) if request.next_token else request.until_id
         ids = self.existing(request.since_id, min(below, newest))[::-1]

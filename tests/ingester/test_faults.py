@@ -226,7 +226,7 @@ async def test_an_expired_token_goes_on_by_bounds_and_pays_nothing_twice(tmp_pat
         return None
 
     x.faults.append(expired)
-    run = await live(settings(tmp_path), clock, x, store, seconds=120)
+    run = await live(settings(tmp_path), clock, x, store, seconds=115)
     ids = stored_ids(store.records())
     state = run.service._work.journal.state.queries["one"]
     assert len(refused) == 3

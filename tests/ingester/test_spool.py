@@ -1,0 +1,227 @@
+"""The spool on a real disk: what append returned for survives torn tails and flipped bits; nothing else is believed."""
+
+import errno
+import hashlib
+import os
+import random
+from datetime import UTC, datetime
+
+import fastavro
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from ingester import spool as spool_module
+from ingester.errors import SpoolBroken, SpoolDamaged, SpoolFull, SpoolLocked
+from ingester.spool import FOLDERS, Spool, hash_file, read_records
+from ingester.state import State, fold
+from schemas.keys import MicrobatchName, RawHour
+
+AT = datetime(2026, 11, 20, 13, 5, tzinfo=UTC)
+
+
+def name(sequence=1, spool_id="0123abcd"):
+    return MicrobatchName(sequence, RawHour.of(AT), spool_id)
+
+
+def page(index, size=500):
+    body = bytes(random.Random(index).choices(range(256), k=size))
+    return {
+        "kind": "page", "at": AT, "query": "q", "rule": "r", "reason": "live", "since_id": 10, "until_id": 10**9,
+        "asked_below": 10**9 - index * 100, "oldest_id": 10**9 - (index + 1) * 100, "newest_id": 10**9 - index * 100 - 1,
+        "is_last": False, "page_index": index, "body": body, "body_sha256": hashlib.sha256(body).hexdigest(),
+    }  # fmt: skip
+
+
+@pytest.fixture
+def spool(tmp_path):
+    made = Spool(tmp_path / "spool")
+    made.acquire()
+    yield made
+    made.release()
+
+
+def reopen(spool):
+    spool.release()
+    again = Spool(spool._directory)
+    again.acquire()
+    return again
+
+
+@pytest.mark.parametrize("codec", ["zstandard", "deflate", "null"])
+def test_sealed_holds_what_was_appended_byte_for_byte(tmp_path, codec):
+    spool = Spool(tmp_path, codec=codec)
+    spool.acquire()
+    spool.open_microbatch(name(), State())
+    records = [page(index) for index in range(20)]
+    for record in records:
+        spool.append(record)
+    sealed = spool.seal()
+    file = spool.sealed_file(sealed.name)
+    assert [record["body"] for record in read_records(file)] == [record["body"] for record in records]
+    assert (sealed.records, sealed.pages, sealed.bytes) == (20, 20, file.stat().st_size)
+    assert (sealed.min_id, sealed.max_id) == (10**9 - 2000, 10**9 - 1)
+    assert spool.describe(sealed.name) == sealed
+    assert spool.verify(sealed)
+    assert sealed.sha256 == hash_file(file)
+    spool.release()
+
+
+def test_every_name_of_a_folder_is_its_state(spool):
+    spool.open_microbatch(name(1), State())
+    assert [spool.count(folder) for folder in FOLDERS] == [1, 0, 0, 0]
+    spool.append(page(0))
+    spool.seal()
+    assert [spool.count(folder) for folder in FOLDERS] == [0, 1, 0, 0]
+    spool.forget(name(1))
+    assert [spool.count(folder) for folder in FOLDERS] == [0, 0, 1, 0]
+    for sequence in (2, 3):
+        spool.open_microbatch(name(sequence), State())
+        spool.append(page(0))
+        spool.seal()
+    spool.forget(name(2))
+    assert spool.names("shipped") == [name(2)], "only the newest is kept"
+    spool.set_aside(name(3), "test")
+    assert [spool.count(folder) for folder in FOLDERS] == [0, 0, 1, 1]
+
+
+def torn(tmp_path, cut):
+    """A spool whose open file was cut (negative: from the end); returns it and how many records were whole."""
+    spool = Spool(tmp_path)
+    spool.acquire()
+    spool.open_microbatch(name(), State())
+    ends = [spool.open_bytes]
+    for index in range(6):
+        spool.append(page(index))
+        ends.append(spool.open_bytes)
+    file = spool.file(name(), "open")
+    size = int(cut * ends[-1])
+    os.truncate(file, size)
+    return spool, ends, size
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(cut=st.floats(0, 1))
+def test_a_file_torn_anywhere_is_salvaged_to_its_last_whole_record(tmp_path_factory, cut):
+    spool, ends, size = torn(tmp_path_factory.mktemp("spool"), cut)
+    whole = sum(1 for end in ends[1:] if end <= size)
+    again = reopen(spool)
+    salvaged = again.recover()
+    assert again.count("open") == 0
+    if whole:
+        assert salvaged[0].sealed.records == whole
+        assert salvaged[0].lost_bytes == size - ends[whole]
+        assert len(list(read_records(again.sealed_file(name())))) == whole
+    else:
+        assert salvaged == []
+        assert again.count("sealed") == 0
+    again.release()
+
+
+@hypothesis_settings(max_examples=80, deadline=None)
+@given(place=st.floats(0, 0.9999), bit=st.integers(0, 7), codec=st.sampled_from(["zstandard", "null", "deflate"]))
+def test_flipped_bits_never_pass_for_data(tmp_path_factory, place, bit, codec):
+    spool = Spool(tmp_path_factory.mktemp("spool"), codec=codec)
+    spool.acquire()
+    spool.open_microbatch(name(), State())
+    records = [page(index) for index in range(5)]
+    for record in records:
+        spool.append(record)
+    file = spool.file(name(), "open")
+    content = bytearray(file.read_bytes())
+    content[int(place * len(content))] ^= 1 << bit
+    file.write_bytes(content)
+    again = reopen(spool)
+    again.recover()
+    bodies = {record["body"] for record in records}
+    for waiting in again.waiting():
+        for position, record in enumerate(read_records(again.sealed_file(waiting))):
+            assert record["body"] in bodies
+            assert record["body"] == records[position]["body"], "a damaged record ends what is believed"
+    assert again.count("open") == 0
+    again.release()
+
+
+def test_a_damaged_sealed_file_is_no_state(spool):
+    for sequence in (1, 2):
+        spool.open_microbatch(name(sequence), State())
+        spool.append(page(sequence))
+        spool.seal()
+    file = spool.sealed_file(name(2))
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    told = []
+    found = spool.newest(lambda *what: told.append(what))
+    assert found.name == name(1)
+    assert len(told) == 1
+    assert not spool.verify(spool.describe(name(2)))
+
+
+def test_the_state_of_a_file_is_its_checkpoint_and_its_records(spool):
+    first = fold(State(), [page(0)])
+    spool.open_microbatch(name(1), first)
+    spool.append(page(1))
+    spool.append(page(2))
+    spool.seal()
+    assert spool.newest(lambda *_: None).state == fold(State(), [page(0), page(1), page(2)])
+
+
+def test_a_newer_format_is_refused_and_told(spool):
+    spool.open_microbatch(name(1), State())
+    spool.append(page(0))
+    spool.seal()
+    file = spool.sealed_file(name(1))
+    with file.open("rb") as source:
+        metadata = dict(fastavro.reader(source).metadata) | {"tweetlake.format": "99"}
+    with file.open("wb") as target:
+        fastavro.writer(
+            target, spool_module._SCHEMA, [], metadata={k: v for k, v in metadata.items() if k.startswith("tweetlake.")}
+        )
+    with file.open("rb") as source, pytest.raises(SpoolDamaged, match="99 is newer"):
+        spool_module.load_state(source)
+
+
+def test_no_room_while_writing_leaves_a_whole_file_and_the_next_try_succeeds(spool, monkeypatch):
+    spool.open_microbatch(name(), State())
+    spool.append(page(0))
+    real, calls = os.write, []
+
+    def full(descriptor, data):
+        calls.append(1)
+        if len(calls) == 1:
+            return real(descriptor, bytes(data[:100]))
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, data)
+
+    monkeypatch.setattr(spool_module.os, "write", full)
+    with pytest.raises(SpoolFull):
+        spool.append(page(1))
+    spool.append(page(1))
+    sealed = spool.seal()
+    assert [r["page_index"] for r in read_records(spool.sealed_file(sealed.name))] == [0, 1]
+
+
+def test_a_failing_fsync_ends_the_process(spool, monkeypatch):
+    spool.open_microbatch(name(), State())
+
+    def broken(_descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(spool_module.os, "fdatasync", broken)
+    with pytest.raises(SpoolBroken, match="fsync"):
+        spool.append(page(0))
+
+
+def test_two_processes_cannot_have_one_spool(spool):
+    second = Spool(spool._directory)
+    with pytest.raises(SpoolLocked, match="stop it first"):
+        second.acquire()
+
+
+def test_the_spool_id_is_made_once(spool):
+    again = reopen(spool)
+    assert again.spool_id == spool.spool_id
+    assert len(again.spool_id) == 8
