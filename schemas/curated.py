@@ -223,8 +223,8 @@ _TWEET = [
     _structs("urls", "note_tweet.entities.urls|note_post.entities.urls|entities.urls", "Links of the full text.", _URL),
     _structs(
         "urls_sent",
-        "entities.urls",
-        "Links of text_sent; only on long posts, whose `urls` are those of the full text and know less about each link.",
+        DERIVED + "entities.urls of long posts",
+        "Links of text_sent, only where `urls` are those of a long post's full text, which X describes less.",
         _URL,
     ),
     _structs("annotations", "entities.annotations", "Names X found in text_sent.", _ANNOTATION),

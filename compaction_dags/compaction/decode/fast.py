@@ -1,0 +1,377 @@
+"""The fast way from pages to rows: Rust reads the JSON into Arrow, Arrow makes the columns, Python never sees a tweet.
+
+It is all or nothing. Whatever it cannot read exactly as the exact way would (a value of the wrong type, an id that is no
+number, a page that is no JSON) raises `Unfit` for the whole batch, and the caller asks again with fewer pages.
+Keys without a column are not seen here; `sample.py` looks for them.
+"""
+
+import html
+import io
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final, TypeAlias
+
+import arro3.io
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json
+
+from compaction_dags.compaction.decode.model import (
+    HTML,
+    ID,
+    IGNORED,
+    INCLUDES,
+    JSON,
+    SHAPES,
+    Column,
+    Items,
+    Leaf,
+    Node,
+    Object,
+    Path,
+    Shape,
+    key_column,
+)
+from compaction_dags.compaction.decode.pages import RawPage
+from schemas.curated import DECODED, TABLES, TIME
+from schemas.keys import MicrobatchName
+from schemas.snowflake import EPOCH_MS, SHIFT
+
+Parser: TypeAlias = Callable[[bytes, pa.Schema, int], pa.RecordBatch]
+"""JSON objects one after the other, the schema to read them with, how many they are -> one row per object."""
+
+_EXACT_IN_DOUBLE: Final = 2**53
+_FIRST_TIME: Final = pa.scalar(datetime(1, 1, 1, tzinfo=UTC), TIME)
+_LAST_TIME: Final = pa.scalar(datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC), TIME)
+
+
+class Unfit(Exception):
+    """The batch holds something that only the exact way can read."""
+
+
+def parse_arro3(data: bytes, schema: pa.Schema, rows: int) -> pa.RecordBatch:
+    """Read by arrow-rs. Half the CPU of pyarrow.json; knows no way to tell of keys that are not in the schema."""
+    reader = arro3.io.read_json(io.BytesIO(data), schema, batch_size=rows + 1)
+    return _only_batch(pa.RecordBatchReader.from_stream(reader).read_all())
+
+
+def parse_pyarrow(data: bytes, schema: pa.Schema, rows: int) -> pa.RecordBatch:  # noqa: ARG001 - it counts by itself
+    """Read by pyarrow: the tested alternative, should arro3 ever be missing or wrong."""
+    table = pyarrow.json.read_json(
+        io.BytesIO(data),
+        read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
+        parse_options=pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+    )
+    return _only_batch(table)
+
+
+def decode(pages: Sequence[RawPage], parse: Parser = parse_arro3) -> dict[str, pa.Table]:
+    """The rows of the pages, by table. Raises Unfit if any of the pages holds anything out of the ordinary."""
+    try:
+        answers = _parse(pages, parse)
+        if pc.any(pc.and_(_get(answers, ("data",)).is_null(), _get(answers, ("meta",)).is_null())).as_py():
+            raise Unfit("a page with neither data nor meta")
+        books = _Books(pages)
+        parts = {"tweets": [_table("tweets", _get(answers, ("data",)), books)]}
+        for key, table in INCLUDES.items():
+            parts.setdefault(table, []).append(_table(table, _get(answers, ("includes", key)), books))
+    except (pa.ArrowException, OverflowError) as error:
+        raise Unfit(str(error)[:200]) from error
+    return {table: pa.concat_tables(parts[table]) for table in DECODED}
+
+
+# --- JSON to Arrow, as X's answers are shaped ---
+
+
+def _parse(pages: Sequence[RawPage], parse: Parser) -> pa.StructArray:
+    """One struct per page, in order. The envelope around each body makes sure that no page can pass for two or none."""
+    parts = [part for i, page in enumerate(pages) for part in (b'{"i":%d,"p":' % i, page.body, b"}\n")]
+    try:
+        batch = parse(b"".join(parts), _ENVELOPE, len(pages))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # arro3 raises plain Exceptions, and a panic of Rust is a BaseException
+        raise Unfit(str(error)[:200]) from error
+    if batch.num_rows != len(pages) or not batch.column("i").equals(pa.array(range(len(pages)), pa.int32())):
+        raise Unfit("a page is not one JSON value")
+    answers = batch.column("p")
+    if answers.null_count:
+        raise Unfit("a page is null")
+    return answers
+
+
+def _only_batch(table: pa.Table) -> pa.RecordBatch:
+    batches = table.combine_chunks().to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], table.schema)
+
+
+def _input(node: Node | Shape) -> pa.DataType | None:
+    """How a node is read from JSON; None: not at all."""
+    match node:
+        case Shape(tree=tree):
+            return _input(tree)
+        case Object(keys=keys):
+            fields = [(key, type_) for key, child in keys.items() if (type_ := _input(child)) is not None]
+            return pa.struct(fields) if fields else None
+        case Items(element=element):
+            return pa.list_(_input(element))
+        case Leaf():
+            return _input_value(node)
+
+
+def _input_value(leaf: Leaf) -> pa.DataType | None:
+    """Ids and times are read as text and whole numbers as doubles, because the readers would otherwise take a little too
+    much: `1.9` as 1, `5` as a moment of 1970.
+    """
+    if leaf.form == IGNORED:
+        return None
+    if leaf.form == JSON:
+        return pa.null()  # whatever is there is for the exact way
+    if leaf.form == ID or pa.types.is_timestamp(leaf.type):
+        return pa.string()
+    return pa.float64() if pa.types.is_integer(leaf.type) else leaf.type
+
+
+_ENVELOPE: Final = pa.schema(
+    [
+        ("i", pa.int32()),
+        (
+            "p",
+            pa.struct(
+                [
+                    ("data", pa.list_(_input(SHAPES["tweets"]))),
+                    (
+                        "includes",
+                        pa.struct([(key, pa.list_(_input(SHAPES[table]))) for key, table in INCLUDES.items()]),
+                    ),
+                    ("meta", pa.struct([("result_count", pa.float64())])),
+                ]
+            ),
+        ),
+    ]
+)
+
+
+def _get(structs: pa.StructArray, path: Path) -> pa.Array:
+    """The values at the path, null where anything on the way is."""
+    names = [part for part in path if isinstance(part, str)]
+    for name in names:
+        structs = structs.field(name) if structs.null_count == 0 else pc.struct_field(structs, name)
+    return structs
+
+
+# --- Arrow to Arrow: from what was sent to what a column holds ---
+
+
+def _values(array: pa.Array, leaf: Leaf) -> pa.Array:
+    if array.null_count == len(array):
+        return pa.nulls(len(array), leaf.type)
+    if leaf.form == ID:
+        if not pc.all(pc.ascii_is_decimal(array)).as_py():
+            raise Unfit("an id is not a number")
+        return pc.cast(array, pa.int64())
+    if pa.types.is_timestamp(leaf.type):
+        return _times(pc.cast(array, leaf.type))
+    if pa.types.is_integer(leaf.type):
+        return _whole_numbers(array, leaf.type)
+    if pa.types.is_floating(leaf.type) and not pc.all(pc.is_finite(array)).as_py():
+        raise Unfit("a number is not finite")
+    return array
+
+
+def _times(array: pa.Array) -> pa.Array:
+    ends = pc.min_max(array)
+    if pc.less(ends["min"], _FIRST_TIME).as_py() or pc.greater(ends["max"], _LAST_TIME).as_py():
+        raise Unfit("a time before year 1 or after year 9999")
+    return array
+
+
+def _whole_numbers(array: pa.Array, type_: pa.DataType) -> pa.Array:
+    ends = pc.min_max(array).as_py()
+    if ends["min"] < -_EXACT_IN_DOUBLE or ends["max"] > _EXACT_IN_DOUBLE:
+        raise Unfit("a number that a double does not hold exactly")
+    return pc.cast(array, type_)  # raises where a fraction or a NaN would be lost
+
+
+def _list(array: pa.ListArray, values: pa.Array) -> pa.ListArray:
+    """The same lists with other values."""
+    mask = array.is_null() if array.null_count else None
+    return pa.ListArray.from_arrays(array.offsets, values, mask=mask)
+
+
+def _convert(array: pa.Array, node: Leaf | Items) -> pa.Array:
+    if isinstance(node, Leaf):
+        return _values(array, node)
+    if isinstance(node.element, Leaf):
+        return _list(array, _values(array.values, node.element))
+    return _list(array, _structs(array.values, node.element))
+
+
+def _structs(array: pa.StructArray, shape: Shape) -> pa.StructArray:
+    """Structs in the form of the shape's columns."""
+    fields = [column.field for column in shape.columns]
+    children = [_column(array, column, shape) for column in shape.columns]
+    mask = array.is_null() if array.null_count else None
+    return pa.StructArray.from_arrays(children, fields=fields, mask=mask)
+
+
+def _column(structs: pa.StructArray, column: Column, shape: Shape) -> pa.Array:
+    """One column: the first of its sources that is there. All nulls if X sent none."""
+    chosen: pa.Array | None = None
+    for path in column.paths:
+        sent = _get(structs, path)
+        if sent.null_count == len(sent):
+            continue
+        values = _convert(sent, _node(shape, path))
+        if isinstance(path[-1], int):
+            values = pc.list_element(values, path[-1])  # raises where the list is shorter
+        chosen = values if chosen is None else pc.coalesce(chosen, values)
+        if chosen.null_count == 0:
+            break
+    type_ = column.field.type
+    if chosen is None:
+        return pa.nulls(len(structs), type_)
+    if column.form == HTML:
+        chosen = _unescaped(chosen)
+    return chosen if chosen.type.equals(type_) else chosen.cast(type_)
+
+
+def _node(shape: Shape, path: Path) -> Leaf | Items:
+    node: Node = shape.tree
+    for part in path:
+        if isinstance(part, str):
+            assert isinstance(node, Object)
+            node = node.keys[part]
+    assert isinstance(node, Leaf | Items)
+    return node
+
+
+def _unescaped(texts: pa.Array) -> pa.Array:
+    """Text with HTML entities decoded. Python sees only the few texts with an ampersand in them."""
+    mask = pc.fill_null(pc.match_substring(texts, "&"), False)
+    escaped = texts.filter(mask).to_pylist()
+    if not escaped:
+        return texts
+    return pc.replace_with_mask(texts, mask, pa.array([html.unescape(text) for text in escaped], pa.string()))
+
+
+# --- rows with their bookkeeping ---
+
+
+class _Books:
+    """What every row says of the page it came from; one value per page, to be taken by page."""
+
+    def __init__(self, pages: Sequence[RawPage]) -> None:
+        self.raw_key = pa.array([page.raw_key for page in pages], pa.string())
+        self.record_index = pa.array([page.record_index for page in pages], pa.int32())
+        self.fetched_at = pa.array([page.received_at_us for page in pages], pa.int64()).cast(TIME)
+        self.query = pa.array([page.query for page in pages], pa.string())
+        hours = [raw_hour(page.raw_key, page.received_at_us) for page in pages]
+        self.date = pa.array([date for date, _ in hours], pa.string())
+        self.hour = pa.array([hour for _, hour in hours], pa.int32())
+
+
+def raw_hour(raw_key: str, received_at_us: int) -> tuple[str, int]:
+    """Date and hour of the raw partition: what the key says; for a key that says nothing, when the page arrived."""
+    try:
+        start = MicrobatchName.parse(raw_key).hour.start
+    except ValueError:
+        start = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=received_at_us)
+    return f"{start:%Y-%m-%d}", start.hour
+
+
+def _table(table: str, lists: pa.ListArray, books: _Books) -> pa.Table:
+    """One row per object of the lists, one list per page."""
+    page_of = pc.list_parent_indices(lists)
+    rows = lists.flatten()
+    schema = TABLES[table]
+    shape = SHAPES[table]
+    sent = {column.name: _column(rows, column, shape) for column in shape.columns if column.paths}
+    _check_keys(sent[key_column(table).name])
+    columns = sent | _computed(rows, sent, shape) | _bookkeeping(table, page_of, books, sent)
+    arrays = [columns[field.name] if field.name in columns else pa.nulls(len(rows), field.type) for field in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _check_keys(keys: pa.Array) -> None:
+    if keys.null_count:
+        raise Unfit("an object without its key")
+    if pa.types.is_string(keys.type) and pc.any(pc.equal(keys, "")).as_py():
+        raise Unfit("an object with an empty key")
+
+
+def _bookkeeping(table: str, page_of: pa.Array, books: _Books, sent: dict[str, pa.Array]) -> dict[str, pa.Array]:
+    fetched_at = books.fetched_at.take(page_of)
+    columns = {
+        "raw_key": books.raw_key.take(page_of),
+        "record_index": books.record_index.take(page_of),
+        "fetched_at": fetched_at,
+    }
+    if table == "tweets":
+        columns["matched_queries"] = pa.ListArray.from_arrays(
+            pa.array(range(len(page_of) + 1), pa.int32()), books.query.take(page_of)
+        )
+        columns["first_fetched_at"] = fetched_at
+        columns["date"], columns["hour"] = event_hours(sent["id"])
+    else:
+        columns["date"] = books.date.take(page_of)
+        columns["hour"] = books.hour.take(page_of)
+    return columns
+
+
+def event_hours(ids: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Date (YYYY-MM-DD) and hour, UTC, in which the posts of these ids (int64, no nulls) were made."""
+    hours = (_milliseconds(ids) // 3_600_000).astype(np.int64)
+    distinct, position = np.unique(hours, return_inverse=True)
+    moments = [datetime(1970, 1, 1, tzinfo=UTC) + timedelta(hours=int(hour)) for hour in distinct]
+    taken = pa.array(position)
+    return (
+        pa.array([f"{moment:%Y-%m-%d}" for moment in moments], pa.string()).take(taken),
+        pa.array([moment.hour for moment in moments], pa.int32()).take(taken),
+    )
+
+
+def _milliseconds(ids: pa.Array) -> npt.NDArray[np.int64]:
+    numbers: npt.NDArray[np.int64] = ids.to_numpy(zero_copy_only=False)
+    return (numbers >> SHIFT) + EPOCH_MS
+
+
+def _computed(rows: pa.StructArray, sent: dict[str, pa.Array], shape: Shape) -> dict[str, pa.Array]:
+    """Columns of posts that X does not send as such."""
+    if "referenced_tweets" not in sent:
+        return {}
+    created = sent["created_at"]
+    if created.null_count:
+        created = pc.coalesce(created, pa.array(_milliseconds(sent["id"]) * 1_000, pa.int64()).cast(TIME))
+    return {"created_at": created, "urls_sent": _urls_sent(rows, shape), **_references(sent["referenced_tweets"])}
+
+
+def _urls_sent(rows: pa.StructArray, shape: Shape) -> pa.Array:
+    urls = next(column for column in shape.columns if column.name == "urls")
+    *notes, plain = urls.paths
+    of_notes = _column(rows, Column(urls.field, tuple(notes)), shape)
+    if of_notes.null_count == len(of_notes):
+        return pa.nulls(len(rows), urls.field.type)
+    sent = _column(rows, Column(urls.field, (plain,)), shape)
+    return pc.if_else(of_notes.is_valid(), sent, pa.nulls(1, sent.type)[0])
+
+
+def _references(references: pa.ListArray) -> dict[str, pa.Array]:
+    """The id of the first reference of each kind, per post."""
+    kinds = {"replied_to_id": "replied_to", "quoted_id": "quoted", "retweeted_id": "retweeted"}
+    post_of = pc.list_parent_indices(references).to_numpy(zero_copy_only=False)
+    flat = references.flatten()
+    types, ids = _get(flat, ("type",)), _get(flat, ("id",))
+    columns = {}
+    for name, kind in kinds.items():
+        found = pc.and_(pc.fill_null(pc.equal(types, kind), False), ids.is_valid())
+        mask = found.to_numpy(zero_copy_only=False)
+        posts, first = np.unique(post_of[mask], return_index=True)
+        values = np.zeros(len(references), np.int64)
+        missing = np.ones(len(references), np.bool_)
+        values[posts] = ids.filter(found).to_numpy(zero_copy_only=False)[first]
+        missing[posts] = False
+        columns[name] = pa.array(values, pa.int64(), mask=missing)
+    return columns
