@@ -306,7 +306,9 @@ class Gate:
         if self.rate.limit is None or self.rate.reset_at is None:
             return 0
         left = max(0.0, (self.rate.reset_at - now).total_seconds())
-        polls = math.ceil(self._polls_per_second * left) + len(self._state().queries)  # one more each: they are not even
+        polls = math.ceil(self._polls_per_second * left) + len(
+            self._state().queries
+        )  # one more each: they are not even
         return int(min(polls, self.rate.limit * LIVE_SHARE_CAP))
 
     def _show(self, hold: Hold | None) -> None:

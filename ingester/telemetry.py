@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -32,12 +32,19 @@ def configure_logging(*, human: bool | None = None) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            _event_first,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def _event_first(_logger: Any, _name: str, line: MutableMapping[str, Any]) -> dict[str, Any]:
+    """Time, level and event lead every line, so that a column of them can be read down."""
+    leading = ("timestamp", "level", "event")
+    return {name: line[name] for name in leading if name in line} | {k: v for k, v in line.items() if k not in leading}
 
 
 class Telemetry:

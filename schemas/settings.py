@@ -210,7 +210,7 @@ def load(path: Path | None = None) -> Settings:
     try:
         values = tomllib.loads(file.read_text("utf-8"))
     except FileNotFoundError as error:
-        fix = f"write one (README, 'Settings'), or name it by --config or {CONFIG_ENV}"
+        fix = f"write one (docs/settings.md shows the smallest), or name it by --config or {CONFIG_ENV}"
         raise SettingsError(str(file), [Problem("settings file", str(file), "does not exist", fix)]) from error
     except (OSError, UnicodeDecodeError) as error:
         fix = "make it readable UTF-8 text for this user"
@@ -246,7 +246,7 @@ def _unknown_environment(environment: Mapping[str, str]) -> list[Problem]:
 
 _FIXES = {
     "missing": "add it",
-    "extra_forbidden": "remove it or mend its spelling; README lists every setting",
+    "extra_forbidden": "remove it or mend its spelling; docs/settings.md lists every setting",
     "string_pattern_mismatch": "use only the characters that the pattern allows",
     "too_short": "add at least one",
 }
@@ -264,7 +264,7 @@ def _fix_from_bounds(detail: Any) -> str:
     bounds = detail.get("ctx") or {}
     parts = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than", "expected": "one of"}
     words = [f"{word} {bounds[key]}" for key, word in parts.items() if key in bounds]
-    return f"give {' and '.join(words)}" if words else "give a value as README's list of settings shows"
+    return f"give {' and '.join(words)}" if words else "give a value as docs/settings.md shows"
 
 
 @dataclass(frozen=True, slots=True)

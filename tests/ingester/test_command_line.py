@@ -1,0 +1,143 @@
+"""The command line as a person meets it: real processes, real signals, exit codes that systemd understands."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+from click.testing import CliRunner
+
+from ingester.__main__ import main
+
+TOKEN = "AAAA-very-secret"
+
+
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / "tweetlake.toml"
+    file.write_text(
+        f"""
+        [x]
+        base_url = "http://127.0.0.1:9"
+        [lake]
+        bucket = "my-lake"
+        endpoint_url = "http://127.0.0.1:9"
+        [[query]]
+        name = "python"
+        rule = "python lang:en"
+        [spool]
+        directory = "{tmp_path}/spool"
+        [health]
+        port = 0
+        """
+    )
+    return file
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    for name in ("X_API_KEY", "X_API_SECRET", "CREDENTIALS_DIRECTORY", "TWEETLAKE_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("X_BEARER_TOKEN", TOKEN)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+
+
+def started(config):
+    """A running service, once it has said so; its standard error goes on in the returned process."""
+    command = [sys.executable, "-m", "ingester", "run", "--config", str(config)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
+    assert select.select([process.stderr], [], [], 20)[0], "it said nothing for 20 s"
+    line = json.loads(process.stderr.readline())
+    assert line["event"] == "started", line
+    return process, line["url"]
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["check"], ["status"], ["spool"], ["spool", "list"], ["spool", "verify"]]
+)
+def test_every_command_explains_itself_with_an_example(command):
+    result = CliRunner().invoke(main, [*command, "--help"])
+    assert result.exit_code == 0
+    assert "Example" in result.output or command == ["spool"]
+
+
+def test_check_is_quiet_about_secrets_and_tells_what_a_page_costs(config, environment):
+    result = CliRunner().invoke(main, ["check", "--config", str(config)])
+    assert result.exit_code == 0, result.output
+    assert "$5.00" in result.output
+    assert TOKEN not in result.output
+
+
+def test_check_tells_every_problem_and_exits_78(config, environment, monkeypatch):
+    monkeypatch.delenv("X_BEARER_TOKEN")
+    config.write_text(
+        config.read_text().replace("my-lake", "B").replace('"python"', '"Not Good"') + "\n[nope]\na = 1\n"
+    )
+    result = CliRunner().invoke(main, ["check", "--config", str(config)])
+    assert result.exit_code == 78
+    for expected in ("lake.bucket", "query[0].name", "nope", "X_BEARER_TOKEN", "fix:"):
+        assert expected in result.output
+
+
+def test_run_with_bad_settings_exits_78_with_the_setting(config, environment):
+    config.write_text(config.read_text().replace("my-lake", "B"))
+    result = CliRunner().invoke(main, ["run", "--config", str(config)])
+    assert result.exit_code == 78
+    assert "lake.bucket" in result.output
+
+
+def test_status_of_nothing_exits_3(config, environment):
+    result = CliRunner().invoke(main, ["status", "--config", str(config)])
+    assert result.exit_code == 3
+    assert "does not run" in result.output
+
+
+def test_an_unreachable_bucket_keeps_trying_visibly_and_sigterm_ends_it(config, environment):
+    process, url = started(config)
+    try:
+        refused = json.loads(process.stderr.readline())
+        assert refused["event"] == "state_unreachable"
+        assert "127.0.0.1:9" in refused["detail"]
+        with urllib.request.urlopen(f"{url}/livez", timeout=5) as answer:
+            assert answer.status == 200
+        with pytest.raises(urllib.error.HTTPError) as unready:
+            urllib.request.urlopen(f"{url}/readyz", timeout=5)
+        assert unready.value.code == 503
+        status = CliRunner().invoke(main, ["status", "--config", str(config), "--json"])
+        assert status.exit_code == 1
+        assert "waiting for S3" in str(json.loads(status.output)["reasons"])
+        second = subprocess.run(
+            [sys.executable, "-m", "ingester", "run", "--config", str(config)], capture_output=True, text=True, check=False,
+            timeout=30,
+        )  # fmt: skip
+        assert second.returncode == 75
+        assert "another process uses the spool" in second.stderr
+    finally:
+        process.send_signal(signal.SIGTERM)
+        rest = process.communicate(timeout=30)[1]
+    assert process.returncode == 0, rest
+    assert "stopping" in rest
+    assert TOKEN not in rest
+
+
+def test_a_port_that_is_taken_is_named(config, environment):
+    process, url = started(config)
+    try:
+        other = config.with_name("other.toml")
+        port = url.rsplit(":", 1)[1]
+        other.write_text(config.read_text().replace("/spool", "/spool2").replace("port = 0", f"port = {port}"))
+        second = subprocess.run(
+            [sys.executable, "-m", "ingester", "run", "--config", str(other)], capture_output=True, text=True, check=False,
+            timeout=30,
+        )  # fmt: skip
+        assert second.returncode == 78
+        assert "health.port" in second.stderr
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
