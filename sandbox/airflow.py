@@ -1,7 +1,7 @@
 """A real Airflow of one's own: a closed environment under one folder, and `airflow` commands run in it as child processes.
 
 Metadata in SQLite, no examples, no servers, nothing of the user's own Airflow read or written. A child never outlives
-its parent: it holds a pipe to it, and ends with its whole process group when that closes, whatever the parent died of.
+its parent, whatever the parent dies of.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sandbox.leash import leashed
 from schemas.settings import CONFIG_ENV
 
 DAG_ID = "compact_tweets"
@@ -116,70 +117,37 @@ def _airflow(
 ) -> None:
     words = f"airflow {' '.join(arguments[:3])}"
     tail = deque[str](maxlen=_TAIL_LINES)
-    child = subprocess.Popen(
-        [sys.executable, "-m", "sandbox.airflow", *arguments],
-        env=dict(environment),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        text=True,
-        errors="replace",
-    )
     overdue = threading.Event()
+    command = [sys.executable, "-m", "airflow", *arguments]
+    with leashed(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as child:
 
-    def stop() -> None:
-        overdue.set()
-        _kill_group(child)
+        def stop() -> None:
+            overdue.set()
+            _kill_group(child)
 
-    alarm = threading.Timer(timeout_seconds, stop)
-    alarm.daemon = True
-    alarm.start()
-    try:
-        assert child.stdout is not None
-        for raw_line in child.stdout:
-            line = _COLOURS.sub("", raw_line).rstrip()
-            tail.append(line)
-            on_line(line)
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    finally:
-        alarm.cancel()
-        alarm.join()
-        _kill_group(child)
-        with child:  # closes the pipes and reaps
-            pass
+        alarm = threading.Timer(timeout_seconds, stop)
+        alarm.daemon = True
+        alarm.start()
+        try:
+            assert child.stdout is not None
+            for raw_line in child.stdout:
+                line = _COLOURS.sub("", raw_line.decode("utf-8", "replace")).rstrip()
+                tail.append(line)
+                on_line(line)
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        finally:
+            alarm.cancel()
+            alarm.join()
+            _kill_group(child)
     if overdue.is_set():
         raise AirflowFailed(f"`{words}` was stopped after {timeout_seconds:g} s; its last lines:", list(tail))
     if child.returncode != 0:
         raise AirflowFailed(f"`{words}` failed with exit code {child.returncode}; its last lines:", list(tail))
 
 
-def _kill_group(child: subprocess.Popen[str]) -> None:
-    """End the child and everything it started: it leads a group of its own. Only before it is reaped, since until then
-    nobody else can get its number.
+def _kill_group(child: "subprocess.Popen[bytes]") -> None:
+    """End the command and everything it started, at once: there is nothing that it would have to save. Only before it
+    is reaped, since until then nobody else can get its number.
     """
     with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS says EPERM for a group of the dead
         os.killpg(child.pid, signal.SIGKILL)
-
-
-def _end_with_parent(pipe: int) -> None:
-    """Wait for the pipe to the parent to close, which it does however the parent ends; then end this whole group."""
-    while os.read(pipe, 4096):
-        pass
-    os.killpg(0, signal.SIGKILL)
-
-
-def _main() -> None:
-    """The child: the command line of Airflow, tied to its parent's life."""
-    pipe = os.dup(0)
-    with Path(os.devnull).open() as nothing:
-        os.dup2(nothing.fileno(), 0)
-    threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
-    from airflow.__main__ import main
-
-    sys.argv[0] = "airflow"
-    main()  # type: ignore[no-untyped-call]
-
-
-if __name__ == "__main__":
-    _main()

@@ -2,7 +2,6 @@
 
 import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ def loading(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
     """Calls a function of laboratory.py in the child, which has no database yet."""
     home = tmp_path_factory.mktemp("airflow")
     environment = airflow_environment(home, home / "no-settings.toml")
-    child = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), laboratory.enter, (environment,))
-    with child:
-        yield lambda function, *arguments: child.submit(function, *arguments).result(timeout=100)
+    with multiprocessing.get_context("spawn").Pool(1, laboratory.enter, (environment,)) as child:  # leaving it kills it
+        yield lambda function, *arguments: child.apply_async(function, arguments).get(timeout=100)
 
 
 @pytest.fixture(scope="session")

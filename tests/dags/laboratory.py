@@ -121,10 +121,22 @@ def make_database() -> None:
     initdb()
 
 
-def run(environment: Mapping[str, str], conf: Mapping[str, Any], run_after: datetime) -> Run:
-    """Run the DAG to its end by `dag.test()`, with these environment variables, as if it were due at `run_after`."""
+def run(environment: Mapping[str, str], conf: Mapping[str, Any], run_after: datetime, *, retrying: bool = False) -> Run:
+    """Run the DAG to its end by `dag.test()`, with these environment variables, as if it were due at `run_after`.
+
+    Unless `retrying`, a failure is final at once, where the DAG would wait and try again.
+    """
+    dag = _bag().dags[DAG_ID]
+    if not retrying:
+        for task in dag.tasks:
+            task.retries = 0
     with mock.patch.dict(os.environ, environment):
-        return _facts(_bag().dags[DAG_ID].test(run_after=run_after, logical_date=None, run_conf=dict(conf)))
+        return _facts(dag.test(run_after=run_after, logical_date=None, run_conf=dict(conf)))
+
+
+def run_retrying(environment: Mapping[str, str], run_after: datetime) -> Run:
+    """As `run`, with the DAG's own retries."""
+    return run(environment, {}, run_after, retrying=True)
 
 
 def run_with_failing_hour(failing: str, hours: list[str], run_after: datetime, config: str) -> Run:
@@ -141,7 +153,7 @@ def run_with_failing_hour(failing: str, hours: list[str], run_after: datetime, c
         return done
 
     with mock.patch.object(job, "plan_hours", return_value=hours), mock.patch.object(job, "compact_hour", compact_hour):
-        return run({"TWEETLAKE_CONFIG": config}, {}, run_after)
+        return run_retrying({"TWEETLAKE_CONFIG": config}, run_after)
 
 
 def _bag() -> Any:

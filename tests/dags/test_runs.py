@@ -19,7 +19,7 @@ def test_settings_that_cannot_be_used_fail_at_once(running: Laboratory, tmp_path
     bad = tmp_path / "bad.toml"
     bad.write_text('[lake]\nbucket = "NOT A BUCKET"\n', "utf-8")
     began = time.monotonic()
-    run: Run = running(laboratory.run, {"TWEETLAKE_CONFIG": str(bad)}, {}, NOW)
+    run: Run = running(laboratory.run_retrying, {"TWEETLAKE_CONFIG": str(bad)}, NOW)
     assert run.state == "failed"
     assert run.states["stale_hours"] == "failed"
     assert run.tries["stale_hours"] == 1, "a person has to mend it; trying again only delays the word"

@@ -1,0 +1,151 @@
+"""The DAG compact_tweets on a real lake: raw microbatches in an S3 server, curated tables out, by `dag.test()`."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from deltalake import DeltaTable
+
+from sandbox import airflow
+from tests.compaction.pages import World, microbatch, page_record, raw_key
+from tests.dags import laboratory
+from tests.dags.conftest import Laboratory
+from tests.dags.laboratory import Run
+
+pytestmark = pytest.mark.dag
+
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
+FIVE_PAST_TWO = NOON + timedelta(hours=2, minutes=5)
+
+
+@dataclass
+class Lake:
+    """A bucket of its own, the settings that name it, and the tweets that were put into it."""
+
+    s3: Any
+    bucket: str
+    endpoint: str
+    environment: dict[str, str]
+    settings: Path
+    world: World
+    sequence: int = 0
+
+    def collect(self, hour: datetime, tweets: int = 30) -> set[int]:
+        """Ship one microbatch of one page, as the ingester does. Returns its tweet ids."""
+        self.sequence += 1
+        page = self.world.page(tweets)
+        record = page_record(json.dumps(page).encode(), hour + timedelta(minutes=self.sequence))
+        self.s3.put_object(
+            Bucket=self.bucket, Key=raw_key(self.sequence, hour), Body=microbatch([record], self.sequence)
+        )
+        return {int(tweet["id"]) for tweet in page["data"]}
+
+    def tweets(self) -> list[int]:
+        """Every id in the curated table, sorted, repeated if it stands there more than once."""
+        options = {
+            **{name.lower(): value for name, value in self.environment.items()},
+            "aws_endpoint_url": self.endpoint,
+            "aws_allow_http": "true",
+        }
+        table = DeltaTable(f"s3://{self.bucket}/curated/tweets", storage_options=options)
+        return sorted(table.to_pyarrow_table(columns=["id"])["id"].to_pylist())
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def lake(endpoint: str, tmp_path: Path, request: pytest.FixtureRequest) -> Lake:
+    secrets = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_REGION": "us-east-1"}
+    s3 = boto3.client(
+        "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="any", aws_secret_access_key="any"
+    )
+    bucket = f"lake-{abs(hash(request.node.name)):x}"
+    s3.create_bucket(Bucket=bucket)
+    settings = tmp_path / "tweetlake.toml"
+    settings.write_text(
+        f'[lake]\nbucket = "{bucket}"\nendpoint_url = "{endpoint}"\n[[query]]\nname = "lake"\nrule = "lake lang:en"\n'
+    )
+    return Lake(s3, bucket, endpoint, secrets, settings, World(seed=7, start=NOON))
+
+
+def run(running: Laboratory, lake: Lake, conf: dict[str, Any] | None = None, *, minutes: int = 0) -> Run:
+    environment = {**lake.environment, "TWEETLAKE_CONFIG": str(lake.settings)}
+    return running(laboratory.run, environment, conf or {}, FIVE_PAST_TWO + timedelta(minutes=minutes))
+
+
+def test_stale_hours_before_the_current_one_reach_the_table_and_a_second_run_has_nothing_to_do(
+    running: Laboratory, lake: Lake
+) -> None:
+    collected = lake.collect(NOON) | lake.collect(NOON) | lake.collect(NOON + timedelta(hours=1))
+    lake.collect(NOON + timedelta(hours=2))
+
+    first = run(running, lake)
+    assert first.state == "success"
+    assert first.states == dict.fromkeys(
+        ["stale_hours", "compact[2026-11-20T12]", "compact[2026-11-20T13]", "announce", "totals"], "success"
+    )
+    assert first.announced == ["2026-11-20T12", "2026-11-20T13"]
+    assert (first.results["totals"]["raw_hours"], first.results["totals"]["microbatches"]) == (2, 3)
+    assert lake.tweets() == sorted(collected)
+
+    second = run(running, lake, minutes=1)
+    assert second.state == "success"
+    assert second.results["stale_hours"] == []
+    assert {second.states[name] for name in ("compact", "announce", "totals")} == {"skipped"}
+    assert second.announced == []
+    assert lake.tweets() == sorted(collected)
+
+
+def test_the_open_hour_is_taken_when_asked_for(running: Laboratory, lake: Lake) -> None:
+    collected = lake.collect(NOON + timedelta(hours=2))
+    done = run(running, lake, {"include_open": True})
+    assert done.announced == ["2026-11-20T14"]
+    assert lake.tweets() == sorted(collected)
+
+
+def test_an_hour_named_by_parameter_is_done_again_and_changes_nothing(running: Laboratory, lake: Lake) -> None:
+    collected = lake.collect(NOON) | lake.collect(NOON + timedelta(hours=1))
+    run(running, lake)
+    again = run(running, lake, {"hours": ["2026-11-20T12"]}, minutes=1)
+    assert again.state == "success"
+    assert again.announced == ["2026-11-20T12"]
+    assert lake.tweets() == sorted(collected)
+
+
+def test_a_late_microbatch_makes_its_hour_stale_again(running: Laboratory, lake: Lake) -> None:
+    collected = lake.collect(NOON)
+    run(running, lake)
+    collected |= lake.collect(NOON)
+    late = run(running, lake, minutes=1)
+    assert late.announced == ["2026-11-20T12"]
+    assert lake.tweets() == sorted(collected)
+
+
+def test_the_command_line_of_airflow_runs_it_too(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the demo does: `airflow dags test` in a child process, in a closed environment."""
+    for name, value in lake.environment.items():
+        monkeypatch.setenv(name, value)
+    collected = lake.collect(NOON)
+    environment = airflow.airflow_environment(tmp_path / "airflow", lake.settings)
+    airflow.migrate(environment)
+    told: list[str] = []
+    airflow.run_dag(
+        environment, on_line=lambda line: told.extend(filter(None, [airflow.own_words(line)])), timeout_seconds=60
+    )
+    assert told[0] == "1 raw hours to compact: 2026-11-20T12 to 2026-11-20T12"
+    assert told[1].startswith("2026-11-20T12: 1 microbatches, ")
+    assert lake.tweets() == sorted(collected)
