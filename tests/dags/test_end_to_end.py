@@ -1,18 +1,19 @@
 """The DAG compact_tweets on a real lake: raw microbatches in an S3 server, curated tables out, by `dag.test()`."""
 
-import json
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from deltalake import DeltaTable
 
 from sandbox import airflow
-from tests.compaction.pages import World, microbatch, page_record, raw_key
+from sandbox.s3 import RunningS3, running_s3
+from schemas.keys import LakeKeys
+from tests.compaction.pages import World, encode, microbatch, page_record, raw_key
 from tests.dags import laboratory
 from tests.dags.conftest import Laboratory
 from tests.dags.laboratory import Run
@@ -25,66 +26,67 @@ FIVE_PAST_TWO = NOON + timedelta(hours=2, minutes=5)
 
 @dataclass
 class Lake:
-    """A bucket of its own, the settings that name it, and the tweets that were put into it."""
+    """A part of the bucket for one test, the settings that name it, and what puts tweets into it."""
 
-    s3: Any
-    bucket: str
-    endpoint: str
-    environment: dict[str, str]
+    server: RunningS3
+    prefix: str
     settings: Path
     world: World
     sequence: int = 0
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**self.server.environment(), "TWEETLAKE_CONFIG": str(self.settings)}
 
     def collect(self, hour: datetime, tweets: int = 30) -> set[int]:
         """Ship one microbatch of one page, as the ingester does. Returns its tweet ids."""
         self.sequence += 1
         page = self.world.page(tweets)
-        record = page_record(json.dumps(page).encode(), hour + timedelta(minutes=self.sequence))
-        self.s3.put_object(
-            Bucket=self.bucket, Key=raw_key(self.sequence, hour), Body=microbatch([record], self.sequence)
-        )
+        body = microbatch([page_record(encode(page), hour + timedelta(minutes=self.sequence))], self.sequence)
+        key = raw_key(self.sequence, hour, self.prefix)
+        metadata = {"sha256": hashlib.sha256(body).hexdigest(), "records": "1"}
+        self.server.client().put_object(Bucket=self.server.bucket, Key=key, Body=body, Metadata=metadata)
         return {int(tweet["id"]) for tweet in page["data"]}
 
     def tweets(self) -> list[int]:
         """Every id in the curated table, sorted, repeated if it stands there more than once."""
         options = {
-            **{name.lower(): value for name, value in self.environment.items()},
-            "aws_endpoint_url": self.endpoint,
-            "aws_allow_http": "true",
+            **self.server.environment(),
+            "AWS_ENDPOINT_URL": self.server.endpoint_url,
+            "AWS_ALLOW_HTTP": "true",
         }
-        table = DeltaTable(f"s3://{self.bucket}/curated/tweets", storage_options=options)
-        return sorted(table.to_pyarrow_table(columns=["id"])["id"].to_pylist())
+        uri = f"s3://{self.server.bucket}/{LakeKeys(self.prefix).table('tweets')}"
+        return sorted(DeltaTable(uri, storage_options=options).to_pyarrow_table(columns=["id"])["id"].to_pylist())
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+def server() -> Iterator[RunningS3]:
+    with running_s3() as server:
+        yield server
 
 
 @pytest.fixture
-def lake(endpoint: str, tmp_path: Path, request: pytest.FixtureRequest) -> Lake:
-    secrets = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_REGION": "us-east-1"}
-    s3 = boto3.client(
-        "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="any", aws_secret_access_key="any"
-    )
-    bucket = f"lake-{abs(hash(request.node.name)):x}"
-    s3.create_bucket(Bucket=bucket)
+def lake(server: RunningS3, tmp_path: Path) -> Lake:
+    prefix = f"{tmp_path.name}/"
     settings = tmp_path / "tweetlake.toml"
     settings.write_text(
-        f'[lake]\nbucket = "{bucket}"\nendpoint_url = "{endpoint}"\n[[query]]\nname = "lake"\nrule = "lake lang:en"\n'
+        f"""
+[lake]
+bucket = "{server.bucket}"
+prefix = "{prefix}"
+endpoint_url = "{server.endpoint_url}"
+region = "{server.region}"
+
+[[query]]
+name = "lake"
+rule = "lake lang:en"
+"""
     )
-    return Lake(s3, bucket, endpoint, secrets, settings, World(seed=7, start=NOON))
+    return Lake(server, prefix, settings, World(seed=7, start=NOON))
 
 
 def run(running: Laboratory, lake: Lake, conf: dict[str, Any] | None = None, *, minutes: int = 0) -> Run:
-    environment = {**lake.environment, "TWEETLAKE_CONFIG": str(lake.settings)}
-    return running(laboratory.run, environment, conf or {}, FIVE_PAST_TWO + timedelta(minutes=minutes))
+    return running(laboratory.run, lake.environment, conf or {}, FIVE_PAST_TWO + timedelta(minutes=minutes))
 
 
 def test_stale_hours_before_the_current_one_reach_the_table_and_a_second_run_has_nothing_to_do(
