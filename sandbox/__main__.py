@@ -140,5 +140,32 @@ In tweetlake.toml: [lake] bucket = "{server.bucket}", endpoint_url = "{server.en
         raise click.ClickException(str(error)) from None
 
 
+@main.command()
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("demo-data"),
+    show_default=True,
+    help="Where everything is written; emptied at the start if an earlier demo made it.",
+)
+@click.option("--hours", default=3.0, show_default=True, help="Hours of the past to collect.")
+@click.option("--rate", default=3.0, show_default=True, help="Posts per second in the whole world.")
+@click.option("--live-seconds", default=10.0, show_default=True, help="How long to go on collecting after the past.")
+@click.option("--seed", default=1, show_default=True, help="Which world.")
+def demo(directory: Path, hours: float, rate: float, live_seconds: float, seed: int) -> None:
+    """Collect from a simulated X into a local lake and look at the table.
+
+    \b
+    Examples:
+      python -m sandbox demo
+      python -m sandbox demo --hours 24 --rate 1
+    """
+    from rich.console import Console
+
+    from sandbox.demo import DemoSettings, run
+
+    raise SystemExit(run(DemoSettings(directory, hours, rate, live_seconds, seed), Console()))
+
+
 if __name__ == "__main__":
     main(prog_name="python -m sandbox")

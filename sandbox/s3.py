@@ -34,7 +34,7 @@ class S3Failed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class S3Server:
+class RunningS3:
     """An S3 server that runs, and one bucket in it. Address it path-style."""
 
     kind: Kind
@@ -88,7 +88,7 @@ def running_s3(
     kind: Kind | None = None,
     bucket: str = "lake",
     port: int = 0,
-) -> Iterator[S3Server]:
+) -> Iterator[RunningS3]:
     """Run an S3 server while the block lasts, with an empty or the kept `bucket` in it.
 
     `directory` keeps the objects for the next time (SeaweedFS only); without it they go when the block ends. `kind` is
@@ -118,7 +118,7 @@ _PORTS = (
 
 
 @contextlib.contextmanager
-def _weed(weed: Path, directory: Path, port: int, bucket: str) -> Iterator[S3Server]:
+def _weed(weed: Path, directory: Path, port: int, bucket: str) -> Iterator[RunningS3]:
     ports = _ports(directory, port)
     log = directory / "weed.log"
     command = [
@@ -135,7 +135,7 @@ def _weed(weed: Path, directory: Path, port: int, bucket: str) -> Iterator[S3Ser
         log.open("wb") as output,
         leashed(command, stdout=output, stderr=output, env=environment, cwd=directory) as keeper,
     ):
-        server = S3Server("seaweedfs", f"http://127.0.0.1:{ports['s3.port']}", bucket, directory, keeper.pid)
+        server = RunningS3("seaweedfs", f"http://127.0.0.1:{ports['s3.port']}", bucket, directory, keeper.pid)
         _await_bucket(server, keeper.poll, log)
         yield server
 
@@ -154,7 +154,7 @@ def _ports(directory: Path, port: int) -> dict[str, int]:
     return ports
 
 
-def _await_bucket(server: S3Server, ended: Callable[[], int | None], log: Path) -> None:
+def _await_bucket(server: RunningS3, ended: Callable[[], int | None], log: Path) -> None:
     """Wait until the bucket is there and takes an object: the S3 port answers before the volumes do."""
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -187,7 +187,7 @@ def _tail(log: Path) -> str:
 
 
 @contextlib.contextmanager
-def _moto(port: int, bucket: str) -> Iterator[S3Server]:
+def _moto(port: int, bucket: str) -> Iterator[RunningS3]:
     try:
         from moto.server import ThreadedMotoServer
     except ImportError as error:
@@ -199,7 +199,7 @@ def _moto(port: int, bucket: str) -> Iterator[S3Server]:
     server.start()
     _, bound = server.get_host_and_port()
     url = f"http://127.0.0.1:{bound}"
-    running = S3Server("moto", url, bucket, None, None)
+    running = RunningS3("moto", url, bucket, None, None)
     try:
         running.client().create_bucket(Bucket=bucket)
         yield running
