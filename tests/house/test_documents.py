@@ -1,5 +1,6 @@
 """The documents and the code say the same: settings, commands, decisions, locks."""
 
+import importlib.util
 import json
 import re
 import tomllib
@@ -76,6 +77,11 @@ def test_pages_name_only_commands_that_exist() -> None:
     assert named <= commands()
 
 
+@pytest.mark.parametrize("module", sorted(set(re.findall(r"python -m ([\w.]+)", text("Makefile")))))
+def test_every_command_runs_a_module_that_exists(module: str) -> None:
+    assert importlib.util.find_spec(module) is not None
+
+
 @pytest.mark.parametrize("script", [".ci/run", ".ci/environment"])
 def test_the_scripts_can_be_run(script: str) -> None:
     assert (ROOT / script).stat().st_mode & 0o111 == 0o111
@@ -138,3 +144,22 @@ def test_the_ingester_installs_without_arrow_and_airflow() -> None:
 
 def test_compaction_installs_without_tweepy() -> None:
     assert not {"tweepy", "aiohttp"} & {requirement.name for requirement in direct_requirements("compaction")}
+
+
+def layers(container: str) -> list[list[str]]:
+    """The rooms of a container, top to bottom, as import-linter is told them."""
+    contracts = pyproject()["tool"]["importlinter"]["contracts"]
+    [contract] = [contract for contract in contracts if contract.get("containers") == [container]]
+    return [re.findall(r"\w+", layer) for layer in contract["layers"]]
+
+
+def test_the_architecture_page_has_the_rooms_of_the_ingester_in_their_order() -> None:
+    table = text("docs/architecture.md").split("`ingester/`, top to bottom")[1].split("\n\n")[1]
+    rows = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in table.splitlines()]
+    assert [sorted(row) for row in rows if row] == [sorted(layer) for layer in layers("ingester")]
+
+
+def test_the_architecture_page_has_the_rooms_of_compaction_in_their_order() -> None:
+    walk = text("docs/architecture.md").split("runs without it: ")[1].split("\n\n")[0]
+    rows = [re.findall(r"`(\w+)`", part) for part in walk.split("→")]
+    assert [sorted(row) for row in rows] == [sorted(layer) for layer in layers("compaction_dags.compaction")]
