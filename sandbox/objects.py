@@ -229,7 +229,7 @@ class Objects:
             mentions.append(mention)
             self._mention(text, mention)
         elif mention == -2:
-            name = world.ghost(int(columns.dice[slot]))
+            name = world.ghost(columns, slot)
             ghosts = (name,)
             text.entity("mentions", f"@{name}", username=name)
         if (emoji := int(columns.emoji[slot])) >= 0:

@@ -146,8 +146,10 @@ class Columns:
 _SHARED = ("language", "topic", "word", "opening", "sentence", "more", "tag1", "tag2", "cashtag", "emoji", "link", "media", "poll")  # fmt: skip
 """What a retweet has from the post that it repeats."""
 _HOT = ("id", "author", "mention", *_SHARED)
+_VERSIONS = 6
+"""X allows five edits."""
 _BACK = 12
-"""How many stretches back a reference can reach."""
+"""Over how many stretches a reference can reach, the own one included."""
 _NO_POSTS = np.zeros(0, dtype=np.int64)
 
 
@@ -209,9 +211,9 @@ class World:
             return author if self.username(author).lower() == username.lower() else -1
         return -1
 
-    def ghost(self, dice: int) -> str:
-        """A handle that nobody bears."""
-        return f"nobody{dice % 9973}"
+    def ghost(self, columns: Columns, slot: int) -> str:
+        """The handle in a post that mentions somebody who does not exist."""
+        return f"nobody{int(_ghosts(columns)[slot])}"
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
@@ -295,7 +297,9 @@ class World:
         kind = np.select(
             [u[10] < 0.28, u[10] < 0.38, u[10] < 0.58], [Kind.RETWEET, Kind.QUOTE, Kind.REPLY], Kind.ORIGINAL
         )
-        kind = np.where((slots < hot) & (kind == Kind.RETWEET), Kind.ORIGINAL, kind).astype(np.int64)
+        # The first quarter is what others refer to, so no retweets; its first half is what is retweeted: originals only.
+        original = (slots < hot) & (kind == Kind.RETWEET) | (slots < max(1, hot // 2))
+        kind = np.where(original, Kind.ORIGINAL, kind).astype(np.int64)
         referring = kind != Kind.ORIGINAL
         unreadable = referring & (kind != Kind.RETWEET) & (u[11] < 0.12)
         ref_state = np.where(
@@ -317,7 +321,7 @@ class World:
             poll=np.where((u[19] > 0.985) & (kind != Kind.RETWEET), (u[19] * 10_000).astype(np.int64) % len(words.POLLS), -1),
             place=np.where((u[20] < 0.05) & (kind != Kind.RETWEET), (u[20] * 10_000).astype(np.int64) % len(words.PLACES), -1),
             ref_state=ref_state,
-            ref_stretch=np.where(referring, stretch - 1 - (u[21] ** 3 * _BACK).astype(np.int64), -1),
+            ref_stretch=np.where(referring, stretch - np.maximum((u[21] ** 3 * _BACK).astype(np.int64), slots < hot), -1),
             ref_slot=np.full(n, -1), ref_id=np.full(n, -1), ref_author=np.full(n, -1),
             previous=np.full(n, -1), replaced_by=np.full(n, -1), dice=dice,
             lag_ms=((u[11] * 97 % 1) ** 3 * 1000 * self.settings.late_seconds).astype(np.int64),
@@ -329,10 +333,14 @@ class World:
 
     def _edit(self, made: Columns, hot: int, chance: npt.NDArray[np.float64]) -> None:
         """Turn some later slots into new versions of earlier ones: everything as before but the second sentence."""
+        versions: dict[int, int] = {}
         for slot in np.flatnonzero(chance < self.settings.edited_share * 1.4).tolist():
             span = max(0, slot - 40)
             earlier = span + int(made.dice[slot] >> 8) % max(1, slot - span) if slot > hot else -1
             if earlier < 0 or made.kind[earlier] == Kind.RETWEET or made.replaced_by[earlier] >= 0:
+                continue
+            versions[slot] = versions.get(earlier, 1) + 1
+            if versions[slot] > _VERSIONS:
                 continue
             for name in ("author", "kind", "ref_state", "ref_stretch", "mention", "place", *_SHARED):
                 column = getattr(made, name)
@@ -359,17 +367,19 @@ class World:
         return made
 
     def _refer(self, made: Columns, slots: Ints) -> None:
-        targets = [self._hot(made.stretch - 1 - back) for back in range(_BACK)]
+        targets = [self._hot(made.stretch - back) for back in range(_BACK)]
         sizes = np.array([target.shape[1] for target in targets])
         starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        back = made.stretch - 1 - made.ref_stretch[slots]
+        back = made.stretch - made.ref_stretch[slots]
         orphans = sizes[back] == 0
         if orphans.any():  # nothing to refer to: an original after all
             lost = slots[orphans]
             made.kind[lost], made.ref_state[lost], made.ref_stretch[lost] = Kind.ORIGINAL, Reference.NONE, -1
             slots, back = slots[~orphans], back[~orphans]
         # Few posts get most of the attention.
-        aim = (sizes[back] * ((made.dice[slots] & 0xFFFFFF) / 2.0**24) ** 4).astype(np.int64)
+        retweets = made.kind[slots] == Kind.RETWEET
+        among = np.where(retweets, np.maximum(1, sizes[back] // 2), sizes[back])
+        aim = (among * ((made.dice[slots] & 0xFFFFFF) / 2.0**24) ** 4).astype(np.int64)
         found = np.concatenate(targets, axis=1)[:, starts[back] + aim]
         readable = made.ref_state[slots] == Reference.READABLE
         made.ref_slot[slots] = aim
@@ -379,7 +389,6 @@ class World:
         gone = made.dice[slots] % self.public_authors
         protected = made.ref_state[slots] == Reference.PROTECTED
         made.ref_author[slots] = np.where(readable, found[1], np.where(protected, hidden, gone))
-        retweets = made.kind[slots] == Kind.RETWEET
         for row, name in enumerate(_HOT[2:], start=2):
             getattr(made, name)[slots[retweets]] = found[row][retweets]
 
@@ -486,9 +495,16 @@ class Matcher:
         return hits
 
     def _ghost(self, columns: Columns, name: str) -> Bools:
-        named = np.array([self._world.ghost(int(dice)) == name for dice in columns.dice], dtype=np.bool_)
-        hits: Bools = (columns.mention == -2) & (columns.kind != Kind.RETWEET) & named
+        number = name.removeprefix("nobody")
+        wanted = int(number) if number.isascii() and number.isdigit() and len(number) < 5 else -1
+        hits: Bools = (columns.mention == -2) & (_ghosts(columns) == wanted)
         return hits
+
+
+def _ghosts(columns: Columns) -> Ints:
+    """From what a retweet shares with its original, so that both name the same."""
+    numbers: Ints = (columns.opening * 31 + columns.sentence) % 9_973
+    return numbers
 
 
 def long_sentences(world: World, row: int, count: int) -> list[int]:
