@@ -26,6 +26,7 @@ SECRET_KEY = "sandbox-secret"  # noqa: S105 - opens nothing but this sandbox
 REGION = "us-east-1"
 
 _LOG_LINES = 25
+_PROBE = ".sandbox-is-ready"
 _START_SECONDS = 60.0
 
 
@@ -125,7 +126,7 @@ def _weed(weed: Path, directory: Path, port: int, bucket: str) -> Iterator[Runni
         str(weed), "mini", f"-dir={directory}", f"-bucket={bucket}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         *(f"-{name}={number}" for name, number in ports.items()),
         "-s3.port.iceberg=0", "-s3.autoCreateBucket=false", "-s3.iam.readOnly=false", "-webdav=false", "-admin.ui=false",
-        "-master.telemetry=false",
+        "-master.telemetry=false", "-volume.preStopSeconds=0",
     ]  # fmt: skip
     if len(str(directory)) < 90:  # a socket's path has room for 107 characters
         command += [f"-s3.localSocket={directory}/s3.sock", f"-filer.localSocket={directory}/filer.sock"]
@@ -155,7 +156,7 @@ def _ports(directory: Path, port: int) -> dict[str, int]:
 
 
 def _await_bucket(server: RunningS3, ended: Callable[[], int | None], log: Path) -> None:
-    """Wait until the bucket is there and takes an object: the S3 port answers before the volumes do."""
+    """Wait until the bucket takes an object and gives kept ones: the S3 port answers before it finds its volumes."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     client = server.client(connect_timeout=1, read_timeout=3, retries={"total_max_attempts": 1})
@@ -165,9 +166,7 @@ def _await_bucket(server: RunningS3, ended: Callable[[], int | None], log: Path)
         if ended() is not None:
             raise S3Failed(f"SeaweedFS ended while starting (status {ended()})\n{_tail(log)}")
         try:
-            client.head_bucket(Bucket=server.bucket)
-            client.put_object(Bucket=server.bucket, Key=".ready", Body=b"")
-            client.delete_object(Bucket=server.bucket, Key=".ready")
+            _try_out(client, server.bucket)
         except ClientError as error:
             trouble = str(error)
             if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
@@ -179,6 +178,16 @@ def _await_bucket(server: RunningS3, ended: Callable[[], int | None], log: Path)
             return
         time.sleep(0.05)
     raise S3Failed(f"SeaweedFS did not become ready in {_START_SECONDS:.0f} s: {trouble}\n{_tail(log)}")
+
+
+def _try_out(client: Any, bucket: str) -> None:
+    """Read what is kept, write, read and delete. An empty object would prove nothing: no volume holds it."""
+    for kept in client.list_objects_v2(Bucket=bucket, MaxKeys=5).get("Contents", []):
+        if kept["Size"]:
+            client.get_object(Bucket=bucket, Key=kept["Key"], Range="bytes=0-0")["Body"].read()
+    client.put_object(Bucket=bucket, Key=_PROBE, Body=b"is anybody there?")
+    client.get_object(Bucket=bucket, Key=_PROBE)["Body"].read()
+    client.delete_object(Bucket=bucket, Key=_PROBE)
 
 
 def _tail(log: Path) -> str:
