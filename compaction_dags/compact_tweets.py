@@ -41,9 +41,16 @@ RETRIES = {
     "retry_policy": ExceptionRetryPolicy(
         rules=[
             RetryRule(
-                exception="schemas.settings.SettingsError",
+                exception=[
+                    "schemas.settings.SettingsError",
+                    "compaction_dags.compaction.errors.AccountingError",
+                    "compaction_dags.compaction.errors.LakeRefusedError",
+                    "compaction_dags.compaction.errors.RawMissingError",
+                    "compaction_dags.compaction.errors.TransformError",
+                    "compaction_dags.compaction.errors.UnknownFormatError",
+                ],
                 action=RetryAction.FAIL,
-                reason="The settings cannot be used; only a person can mend them.",
+                reason="Trying again changes nothing: a person has to mend it.",
             ),
         ]
     ),
@@ -103,9 +110,9 @@ def compact_tweets() -> None:
             now=context["dag_run"].run_after,
         )
         chosen = hours[-MOST_HOURS:]
-        log.info("%d raw hours to compact%s", len(chosen), f": {chosen[0]} to {chosen[-1]}" if chosen else "")
+        log.info("raw hours to compact: %d%s", len(chosen), f", {chosen[0]} to {chosen[-1]}" if chosen else "")
         if left := len(hours) - len(chosen):
-            log.info("%d older ones wait for the next run", left)
+            log.info("older raw hours that wait for the next run: %d", left)
         return chosen
 
     @task(
@@ -119,9 +126,9 @@ def compact_tweets() -> None:
         from schemas import settings
 
         get_current_context()["hour"] = hour  # type: ignore[typeddict-unknown-key]  # what map_index_template shows
-        summary = job.compact_hour(settings.load(), hour).as_dict()
-        log.info("%s: %s", hour, _in_words(_counts(summary)))
-        return {"hour": hour, **_counts(summary)}
+        counts = job.compact_hour(settings.load(), hour).as_dict()
+        log.info("%s: %s", hour, _in_words(counts))
+        return {"hour": hour, **counts}
 
     @task(
         execution_timeout=timedelta(minutes=5),
@@ -138,24 +145,19 @@ def compact_tweets() -> None:
     @task(execution_timeout=timedelta(minutes=5))
     def totals(summaries: Sequence[Mapping[str, Any]]) -> dict[str, int]:
         """The sums of the run. Not reached when an hour failed, and so the run fails with it."""
-        done = list(summaries[:])
         sums = Counter[str]()
-        for summary in done:
-            sums.update(_counts(summary))
-        log.info("%d raw hours: %s", len(done), _in_words(sums))
-        return {"raw_hours": len(done), **sums}
+        for summary in summaries[:]:
+            sums.update({name: count for name, count in summary.items() if name != "hour"})
+        log.info("together: %s", _in_words(sums))
+        return dict(sums)
 
     summaries: Any = compact.expand(hour=stale_hours())  # an XComArg now, the summaries when a task receives it
     announce(summaries)
     totals(summaries)
 
 
-def _counts(summary: Mapping[str, Any]) -> dict[str, int]:
-    return {name: value for name, value in summary.items() if isinstance(value, int) and not isinstance(value, bool)}
-
-
 def _in_words(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
+    return ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items())
 
 
 compact_tweets()

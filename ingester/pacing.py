@@ -7,6 +7,7 @@ import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from ingester.answers import Meaning, Verdict
 from ingester.errors import Stopping
@@ -223,14 +224,29 @@ class Gate:
         self._probe_at = 0.0
         self._stopping = False
 
-    async def turn(self, priority: int, wanted: int) -> Turn:
-        """Wait for the right to ask for a page of up to `wanted` posts. Raises Stopping."""
+    async def turn(self, priority: int, wanted: int, within: float | None = None) -> Turn | None:
+        """Wait for the right to ask for a page of up to `wanted` posts.
+
+        None if it did not come `within` so many seconds: who waits with a backlog page must still be on time for its
+        next live poll. Raises Stopping.
+        """
         if self._stopping:
             raise Stopping("the service is stopping")
         waiting = _Waiting(priority, next(self._arrivals), wanted, asyncio.get_running_loop().create_future())
         heapq.heappush(self._queue, waiting)
         self._changed.set()
-        return await waiting.turn
+        if within is None:
+            return await waiting.turn
+        patience = asyncio.ensure_future(self._clock.sleep(within))
+        either: set[asyncio.Future[Any]] = {waiting.turn, patience}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            patience.cancel()
+        if not waiting.turn.done():
+            waiting.turn.cancel()
+            return None
+        return waiting.turn.result()
 
     def give_back(self, turn: Turn) -> None:
         """The request is over and, if it was a page, booked."""

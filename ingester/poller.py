@@ -224,7 +224,10 @@ class Poller:
     async def _ask(self, interval: Interval, priority: int) -> float:
         """Ask for one page and keep it. Returns the seconds to wait before the next step."""
         chain = self._chains.get(interval.key)
-        turn = await self._gate.turn(priority, chain.max_results if chain else self._max_results)
+        patience = None if priority == LIVE else max(0.0, self._next_poll - self._clock.monotonic())
+        turn = await self._gate.turn(priority, chain.max_results if chain else self._max_results, patience)
+        if turn is None:
+            return 0.0
         if chain and turn.max_results < chain.max_results:  # the budget nears its end: smaller pages, by bounds
             del self._chains[interval.key]
             chain = None

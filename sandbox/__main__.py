@@ -150,7 +150,7 @@ In tweetlake.toml: [lake] bucket = "{server.bucket}", endpoint_url = "{server.en
 )
 @click.option("--hours", default=3.0, show_default=True, help="Hours of the past to collect.")
 @click.option("--rate", default=3.0, show_default=True, help="Posts per second in the whole world.")
-@click.option("--live-seconds", default=10.0, show_default=True, help="How long to go on collecting after the past.")
+@click.option("--live-seconds", default=12.0, show_default=True, help="How long to go on collecting after the past.")
 @click.option("--seed", default=1, show_default=True, help="Which world.")
 def demo(directory: Path, hours: float, rate: float, live_seconds: float, seed: int) -> None:
     """Collect from a simulated X into a local lake and look at the table.

@@ -7,3 +7,27 @@ class CompactionError(Exception):
 
 class UnknownFormatError(CompactionError):
     """A raw microbatch is written in a newer format than this release reads. Nothing of it was used."""
+
+
+class LakeUnreachableError(CompactionError):
+    """S3 did not answer, or answered that it is in trouble. Nothing was lost; trying again may help."""
+
+
+class LakeRefusedError(CompactionError):
+    """S3 refuses: credentials, rights, the bucket. A person has to mend it."""
+
+
+class RawMissingError(CompactionError):
+    """Microbatches that were consumed before are no longer in raw. The hour was left as it is."""
+
+
+class ConflictError(CompactionError):
+    """Other writers were always ahead. Running the hour again is enough."""
+
+
+class AccountingError(CompactionError):
+    """Rows do not add up: a bug, found before anything was committed."""
+
+
+class TransformError(CompactionError):
+    """The user's transform cannot be loaded, failed, or returned what cannot be used."""

@@ -234,6 +234,17 @@ async def test_an_expired_token_goes_on_by_bounds_and_pays_nothing_twice(tmp_pat
     assert len(x.served) == len(ids)
 
 
+async def test_a_backlog_that_waits_for_the_rate_window_does_not_delay_its_own_live_polls(tmp_path):
+    query = {"name": "one", "rule": "python", "poll_every_seconds": 30, "first_poll_hours": 100, "overlap_seconds": 0}
+    clock = VirtualClock()
+    x, store = SimulatedX(clock, tweets_per_second=1), MemoryStore()
+    reset = clock.true_now().timestamp() + 10_000
+    x.headers = {"x-rate-limit-limit": "450", "x-rate-limit-remaining": "20", "x-rate-limit-reset": str(int(reset))}
+    await live(settings(tmp_path, query=[query]), clock, x, store, seconds=600)
+    frontiers = [record["until_id"] for record in pages(store.records()) if record["reason"] == "live"]
+    assert len(set(frontiers)) >= 18, "a live window every 30 s although the backlog waits"
+
+
 async def test_a_backlog_does_not_delay_the_live_polls_of_another_query(tmp_path):
     queries = [
         {"name": "old", "rule": "old", "poll_every_seconds": 60, "first_poll_hours": 100, "overlap_seconds": 0},

@@ -4,10 +4,10 @@ import asyncio
 import hashlib
 
 import pytest
-from sandbox.s3 import running_s3
 
 from ingester.errors import ChecksumRefused, KeyTaken, NeedsOperator
 from ingester.s3 import S3
+from sandbox.s3 import running_s3
 from schemas.settings import Lake
 from tests.ingester.simulation import MemoryStore
 

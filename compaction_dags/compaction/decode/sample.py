@@ -25,25 +25,24 @@ def _check_of(node: Node | Shape, name: str) -> Any:
 
 
 def _decoder(table: str) -> Any:
-    return msgspec.json.Decoder(list[_check_of(SHAPES[table], table)])  # type: ignore[misc]
+    return msgspec.json.Decoder(list[_check_of(SHAPES[table], table)] | None)  # type: ignore[misc]
 
 
 _DATA: Final = _decoder("tweets")
 _INCLUDES: Final = {key: _decoder(table) for key, table in INCLUDES.items()}
-_PARTS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_PARTS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw] | None)
 
 
 def has_unknown_keys(body: bytes) -> bool:
     """Whether objects of the page have keys without a column, or the page is not as X's answers are."""
     try:
-        parts = _PARTS.decode(body)
+        parts = _PARTS.decode(body) or {}
         if "data" in parts:
             _DATA.decode(parts["data"])
-        if "includes" in parts:
-            includes = _PARTS.decode(parts["includes"])
-            for key, decoder in _INCLUDES.items():
-                if key in includes:
-                    decoder.decode(includes[key])
+        includes = _PARTS.decode(parts.get("includes", b"null")) or {}
+        for key, decoder in _INCLUDES.items():
+            if key in includes:
+                decoder.decode(includes[key])
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return True
     return False

@@ -1,0 +1,113 @@
+"""The front door of compaction without Airflow: `tweetlake-compact`."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from schemas.keys import RawHour
+from schemas.settings import EXIT_CONFIG, Settings, SettingsError, load
+
+if TYPE_CHECKING:
+    from compaction_dags.compaction.job import Progress as Report
+
+EXIT_FAILED, EXIT_TEMPORARY = 1, 75
+"""75 is EX_TEMPFAIL of sysexits.h: trying again later is enough."""
+
+
+def _hour(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        return tuple(str(RawHour.parse(value)) for value in values)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="Settings file. Default: $TWEETLAKE_CONFIG, then /etc/tweetlake/tweetlake.toml.",
+)
+@click.option(
+    "--raw-hour", "hours", multiple=True, callback=_hour, help="Only this raw hour (UTC), stale or not; repeatable."
+)
+@click.option("--closed-only", is_flag=True, help="Leave out the current hour, as the DAG does.")
+@click.option("--full", is_flag=True, help="Compare all of raw, not only the last 72 hours.")
+@click.version_option(package_name="tweetlake")
+def main(config: Path | None, hours: tuple[str, ...], closed_only: bool, full: bool) -> None:
+    """Compact raw microbatches into the curated tables: every raw hour that is stale, whole.
+
+    Prints what was done as one line of JSON, last on standard output.
+
+    \b
+    Examples:
+      tweetlake-compact
+      tweetlake-compact --config tweetlake.toml --closed-only
+      tweetlake-compact --raw-hour 2026-11-20T13 --raw-hour 2026-11-20T14
+    \b
+    Exit codes: 0 done, 78 settings, 75 S3 does not answer or others were ahead (try again), 1 anything else.
+    """
+    with _told():
+        settings = load(config)
+        _compact(settings, hours, closed_only, full)
+
+
+def _compact(settings: Settings, hours: tuple[str, ...], closed_only: bool, full: bool) -> None:
+    from compaction_dags.compaction import job
+
+    console = Console(stderr=True)
+    wanted = job.plan_hours(settings, include_open=not closed_only, hours=hours or None, full=full)
+    with _shown(console, len(wanted)) as report:
+        summary = job.compact(settings, wanted, report)
+    click.echo(json.dumps(summary.as_dict()))
+
+
+@contextmanager
+def _shown(console: Console, hours: int) -> Iterator["Report"]:
+    """A bar on a terminal, a line per hour otherwise; on standard error."""
+    if not hours:
+        console.print("nothing is stale")
+    if not console.is_terminal:
+        yield (
+            lambda hour, done, total: (
+                click.echo(f"{hour}: {total} microbatches read", err=True) if done == total else None
+            )
+        )
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bars = {}
+
+        def report(hour: str, done: int, total: int) -> None:
+            if hour not in bars:
+                bars[hour] = progress.add_task(hour)
+            progress.update(bars[hour], completed=done, total=total)
+
+        yield report
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Every error as one sentence, with the exit code that says whether trying again helps."""
+    try:
+        yield
+    except SettingsError as error:
+        click.echo(f"tweetlake-compact: {error}", err=True)
+        sys.exit(EXIT_CONFIG)
+    except Exception as error:
+        from compaction_dags.compaction.errors import CompactionError, ConflictError, LakeUnreachableError
+
+        if not isinstance(error, CompactionError):
+            raise
+        click.echo(f"tweetlake-compact: {error}", err=True)
+        sys.exit(EXIT_TEMPORARY if isinstance(error, ConflictError | LakeUnreachableError) else EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    main(prog_name="tweetlake-compact")

@@ -1,0 +1,190 @@
+"""The bucket as compaction sees it: raw microbatches listed and read, files put, and the same credentials for delta-rs."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+from compaction_dags.compaction.errors import LakeRefusedError, LakeUnreachableError
+from schemas.keys import LakeKeys, RawHour
+from schemas.settings import Lake as LakeSettings
+
+_REFUSALS = frozenset({400, 401, 403, 404})
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class RawObject:
+    """A raw microbatch as S3 lists it."""
+
+    key: str
+    size: int
+    """Bytes."""
+    etag: str
+    """Without quotes; changes with the content."""
+
+    @property
+    def identity(self) -> tuple[str, int]:
+        """What is compared with what was consumed: raw objects are create-only, so key and size say enough."""
+        return (self.key, self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class RawContent:
+    """A raw microbatch's bytes and what its writer said of them."""
+
+    data: bytes
+    sha256: str | None
+    records: int | None
+
+
+class Lake:
+    """Everything compaction asks of S3. Retries are botocore's own (standard mode): a GET or an immutable PUT may repeat.
+
+    Every method raises LakeUnreachableError (trying later may help) or LakeRefusedError (a person has to mend it).
+    """
+
+    def __init__(self, settings: LakeSettings) -> None:
+        self.settings = settings
+        self.keys = LakeKeys(settings.prefix)
+        self._session = boto3.Session()
+        self._client = self._session.client(
+            "s3",
+            region_name=settings.region,
+            endpoint_url=settings.endpoint_url or None,
+            config=Config(
+                retries={"mode": "standard", "total_max_attempts": 5},
+                connect_timeout=10,
+                read_timeout=60,
+                max_pool_connections=16,
+                s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
+            ),
+        )
+
+    def days(self) -> list[date]:
+        """Every UTC day that has raw, oldest first."""
+        prefix = f"{self.keys.raw}date="
+        found = []
+        with self._errors(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.settings.bucket, Prefix=prefix, Delimiter="/"
+            )
+            for page in pages:
+                found += [entry["Prefix"].removeprefix(prefix).rstrip("/") for entry in page.get("CommonPrefixes", [])]
+        return sorted(day for text in found if (day := _day(text)) is not None)
+
+    def raw_of_day(self, day: date) -> dict[RawHour, list[RawObject]]:
+        """The microbatches of a UTC day by raw hour, in the order of their keys. Other objects are passed over."""
+        hours: dict[RawHour, list[RawObject]] = {}
+        for found in self._list(self.keys.raw_date(day)):
+            hour = self._hour_of(found.key)
+            if hour is not None:
+                hours.setdefault(hour, []).append(found)
+        return hours
+
+    def raw_of_hour(self, hour: RawHour) -> list[RawObject]:
+        """The microbatches of one raw hour, in the order of their keys, which is their sequence within a spool."""
+        return [found for found in self._list(self.keys.raw_hour(hour)) if self._hour_of(found.key) == hour]
+
+    def get(self, found: RawObject) -> RawContent:
+        """Read a raw microbatch whole (a sealed file, some 16 MB at most by default)."""
+        with self._errors(found.key):
+            answer = self._client.get_object(Bucket=self.settings.bucket, Key=found.key)
+            data = answer["Body"].read()
+        metadata = answer["Metadata"]
+        records = metadata.get("records", "")
+        return RawContent(data, metadata.get("sha256"), int(records) if records.isdigit() else None)
+
+    def get_file(self, key: str, file: Path) -> None:
+        """Copy an object to a local file."""
+        with self._errors(key):
+            self._client.download_file(self.settings.bucket, key, str(file))
+
+    def put_file(self, key: str, file: Path) -> None:
+        """Store a file. Its key names its content, so storing it twice is the same."""
+        with self._errors(key):
+            self._client.upload_file(str(file), self.settings.bucket, key)
+
+    def uri(self, key: str) -> str:
+        return f"s3://{self.settings.bucket}/{key}"
+
+    def delta_options(self) -> dict[str, str]:
+        """What delta-rs needs to reach the same bucket with the same credentials, resolved anew at every call."""
+        options = {
+            "AWS_REGION": self.settings.region,
+            "aws_conditional_put": "etag",  # S3's own put-if-absent makes a commit atomic; no lock table
+            "timeout": "60s",
+        }
+        if self.settings.endpoint_url:
+            options |= {
+                "AWS_ENDPOINT_URL": self.settings.endpoint_url,
+                "AWS_ALLOW_HTTP": str(self.settings.endpoint_url.startswith("http://")).lower(),
+                "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "false",
+            }
+        credentials = self._session.get_credentials()
+        if credentials is None or (frozen := credentials.get_frozen_credentials()).access_key is None:
+            raise LakeRefusedError("no AWS credentials were found (environment, profile or instance role)")
+        options["AWS_ACCESS_KEY_ID"] = str(frozen.access_key)
+        options["AWS_SECRET_ACCESS_KEY"] = str(frozen.secret_key)
+        if frozen.token:
+            options["AWS_SESSION_TOKEN"] = frozen.token
+        return options
+
+    def _list(self, prefix: str) -> list[RawObject]:
+        with self._errors(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.settings.bucket, Prefix=prefix)
+            return [
+                RawObject(entry["Key"], entry["Size"], entry["ETag"].strip('"'))
+                for page in pages
+                for entry in page.get("Contents", [])
+            ]
+
+    def _hour_of(self, key: str) -> RawHour | None:
+        """The raw hour of the folder a microbatch lies in; None for what is no microbatch."""
+        parts = key.removeprefix(self.keys.raw).split("/")
+        if len(parts) != 3 or not parts[2].endswith(".avro"):  # date=, hour=, name
+            return None
+        with contextlib.suppress(ValueError):
+            return RawHour.parse(f"{parts[0].removeprefix('date=')}T{parts[1].removeprefix('hour=')}")
+        return None
+
+    @contextlib.contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        place = self.uri(what)
+        try:
+            yield
+        except NoCredentialsError as error:
+            raise LakeRefusedError(
+                f"{place}: no AWS credentials were found (environment, profile or instance role)"
+            ) from error
+        except ClientError as error:
+            status: Any = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            code = error.response.get("Error", {}).get("Code", "")
+            if status in _REFUSALS:
+                raise LakeRefusedError(f"{place}: S3 refuses: {status} {code}; {_hint(code)}") from error
+            raise LakeUnreachableError(f"{place}: S3 answered {status} {code}") from error
+        except (BotoCoreError, boto3.exceptions.Boto3Error, OSError) as error:
+            raise LakeUnreachableError(f"{place}: {error}") from error
+
+
+def _day(text: str) -> date | None:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def _hint(code: str) -> str:
+    hints = {
+        "NoSuchBucket": "create lake.bucket or mend its name",
+        "AccessDenied": "grant ListBucket and GetObject on raw/, and PutObject, GetObject and DeleteObject on curated/",
+        "InvalidAccessKeyId": "this access key is not known there",
+        "SignatureDoesNotMatch": "the secret key is wrong, or the clock is off",
+        "ExpiredToken": "renew the credentials",
+    }
+    return hints.get(code, "its code says why")
