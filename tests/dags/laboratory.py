@@ -115,6 +115,17 @@ def refusal_of(conf: Mapping[str, Any]) -> str | None:
     return None
 
 
+def decisions_on_errors() -> dict[str, str]:
+    """What the DAG does about each error that compaction may raise, and about a bad settings file."""
+    from compaction_dags.compaction import errors
+    from schemas.settings import SettingsError
+
+    policy = _bag().dags[DAG_ID].task_dict["compact"].retry_policy
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and kind is not errors.CompactionError]
+    raised = [SettingsError("file", []), *(kind("") for kind in kinds)]
+    return {type(error).__name__: policy.evaluate(error, 1, 5).action.value for error in raised}
+
+
 def make_database() -> None:
     from airflow.utils.db import initdb
 
@@ -142,15 +153,13 @@ def run_retrying(environment: Mapping[str, str], run_after: datetime) -> Run:
 def run_with_failing_hour(failing: str, hours: list[str], run_after: datetime, config: str) -> Run:
     """Run the DAG over a compaction that refuses one hour for good and does the others."""
     from compaction_dags.compaction import job
-    from schemas.settings import Problem, SettingsError
+    from compaction_dags.compaction.checks import HourSummary
+    from compaction_dags.compaction.errors import RawMissingError
 
-    done = mock.Mock()
-
-    def compact_hour(settings: object, hour: str) -> object:
+    def compact_hour(settings: object, hour: str) -> HourSummary:
         if hour == failing:
-            raise SettingsError("the hour", [Problem("hour", hour, "is refused", "mend it")])
-        done.as_dict.return_value = {"hour": hour, "microbatches": 1, "pages": 2, "changed": True}
-        return done
+            raise RawMissingError(hour)
+        return HourSummary(raw_hours=1, pages=2)
 
     with mock.patch.object(job, "plan_hours", return_value=hours), mock.patch.object(job, "compact_hour", compact_hour):
         return run_retrying({"TWEETLAKE_CONFIG": config}, run_after)

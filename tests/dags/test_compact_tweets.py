@@ -53,6 +53,18 @@ def test_every_task_is_tried_again_and_bounded_in_time(facts: DagFacts) -> None:
         assert 0 < task.execution_timeout_seconds <= 3600
 
 
+def test_only_what_waiting_can_heal_is_tried_again(loading: Laboratory) -> None:
+    decisions = loading(laboratory.decisions_on_errors)
+    assert {name for name, action in decisions.items() if action == "default"} == {
+        "ConflictError",
+        "LakeUnreachableError",
+    }
+    assert {name for name, action in decisions.items() if action == "fail"} == decisions.keys() - {
+        "ConflictError",
+        "LakeUnreachableError",
+    }
+
+
 def test_one_run_leaves_memory_for_the_ingester(facts: DagFacts) -> None:
     assert facts.tasks["compact"].at_once == 2
 
