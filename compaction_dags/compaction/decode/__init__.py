@@ -56,18 +56,27 @@ class _Run:
         self.suspects: set[str] = set()
 
     def fast(self, pages: Sequence[RawPage]) -> None:
+        """Decode fast, by the parser that may read the page."""
+        if self._parse is not parse_arro3:
+            self._fast(pages, self._parse)
+            return
+        safe = [fast.safe_for_arro3(page.body) for page in pages]
+        self._fast([page for page, is_safe in zip(pages, safe, strict=True) if is_safe], parse_arro3)
+        self._fast([page for page, is_safe in zip(pages, safe, strict=True) if not is_safe], parse_pyarrow)
+
+    def _fast(self, pages: Sequence[RawPage], parse: Parser) -> None:
         """Decode fast; where that is refused, in ever smaller parts, and a single page exactly."""
         if not pages:
             return
         try:
-            self._tables.append(fast.decode(pages, self._parse))
+            self._tables.append(fast.decode(pages, parse))
         except fast.Unfit:
             if len(pages) == 1:
                 self.exactly(pages)
                 return
             size = -(-len(pages) // _FEWER)
             for start in range(0, len(pages), size):
-                self.fast(pages[start : start + size])
+                self._fast(pages[start : start + size], parse)
 
     def exactly(self, pages: Sequence[RawPage]) -> None:
         """Decode exactly, each page for itself."""
@@ -82,9 +91,9 @@ class _Run:
                 self.suspects.add(page.raw_key)
 
     def _too_deep(self, page: RawPage, error: Exception) -> None:
-        """Python cannot read the page; the fast way steps over what is nested in keys it does not know."""
+        """Python cannot read the page; pyarrow steps over what is nested in keys it does not know."""
         try:
-            self._tables.append(fast.decode([page], self._parse))
+            self._tables.append(fast.decode([page], parse_pyarrow))
             reason, body = "keys_too_deep", None
         except fast.Unfit:
             reason, body = "page_too_deep", page.body
