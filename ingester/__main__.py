@@ -105,7 +105,9 @@ async def _serve(settings: Settings) -> int:
         except OSError as error:
             click.echo(f"tweetlake: health.host and health.port cannot be listened on: {error}", err=True)
             return EXIT_CONFIG
-        address.write_text(url)
+        beside = address.with_suffix(".tmp")
+        beside.write_text(url)
+        beside.replace(address)  # whoever reads it finds a whole one
         telemetry.started(version=version("tweetlake"), spool=str(settings.spool.directory), url=url)
         await service.run()
     except (SpoolLocked, SpoolBroken) as error:
