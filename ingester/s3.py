@@ -89,7 +89,8 @@ def open_client(lake: Lake) -> "S3Client":
         read_timeout=60,
         s3={"addressing_style": "path" if lake.endpoint_url else "auto"},
     )
-    return boto3.client("s3", region_name=lake.region, endpoint_url=lake.endpoint_url or None, config=config)
+    session = boto3.Session()  # not the default one, which keeps the credentials it found first
+    return session.client("s3", region_name=lake.region, endpoint_url=lake.endpoint_url or None, config=config)
 
 
 def _sorted(error: ClientError | BotoCoreError, what: str) -> Exception:
