@@ -149,6 +149,25 @@ def test_no_flipped_bit_passes_a_wrong_page_or_goes_unnoticed(codec: str, blocks
             assert len(bodies) >= 10  # a flipped bit costs its block, or two when it hits the marker between them
 
 
+def test_a_file_cut_in_front_of_its_last_marker_is_used_whole_and_told() -> None:
+    found, bodies = read(microbatch(records(), 7)[:-16], expected_records=12)
+    assert len(bodies) == 12
+    assert reasons(found) == {"file_damaged": 1}
+
+
+@pytest.mark.parametrize("codec", ["zstandard", "deflate", "null"])
+def test_of_a_damaged_sealed_file_the_pages_in_front_of_the_damage_are_used(codec: str) -> None:
+    chance = random.Random(3)
+    given = [page_record(chance.randbytes(30_000).hex().encode()) for _ in range(12)]
+    whole = bytearray(microbatch(given, 7, codec=codec, blocks=False))
+    middle = len(whole) * 3 // 4
+    whole[middle : middle + 40_000] = b"\xff" * 40_000  # over the head of a block of the codec: it gives up
+    found, bodies = read(bytes(whole), expected_records=12)
+    assert bodies[:7] == [record["body"] for record in given[:7]]
+    assert len(bodies) < 12
+    assert found.rejects
+
+
 def test_damage_in_the_middle_costs_only_its_own_block_and_positions_stay() -> None:
     whole = microbatch(records(), 7, codec="zstandard")
     starts = _block_starts(whole)
