@@ -40,10 +40,10 @@ format: $(READY) ## put the code into its form and mend what ruff can mend
 	@$(BIN)/ruff check --fix .
 
 bench-ingest: $(READY) ## tweets per CPU-second from HTTP answer to durable spool
-	@$(BIN)/python -m benchmarks.ingest $(ARGS)
+	@$(BIN)/python -m benchmarks.bench_ingest $(ARGS)
 
 bench-compaction: $(READY) ## tweets per CPU-second and peak memory of a compaction, against fastavro + json_normalize
-	@$(BIN)/python -m benchmarks.compaction $(ARGS)
+	@$(BIN)/python -m benchmarks.bench_compaction $(ARGS)
 
 lock: $(READY) ## write requirements/*.lock from pyproject.toml; UPGRADE=1 takes newer versions
 	@$(COMPILE) requirements/bootstrap.in -o requirements/bootstrap.lock

@@ -164,7 +164,12 @@ def demo(directory: Path, hours: float, rate: float, live_seconds: float, seed: 
 
     from sandbox.demo import DemoSettings, run
 
-    raise SystemExit(run(DemoSettings(directory, hours, rate, live_seconds, seed), Console()))
+    try:
+        code = run(DemoSettings(directory, hours, rate, live_seconds, seed), Console(highlight=False))
+    except KeyboardInterrupt:
+        click.echo("\nstopped; nothing is left running", err=True)
+        code = 130
+    raise SystemExit(code)
 
 
 if __name__ == "__main__":

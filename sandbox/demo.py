@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +34,7 @@ from sandbox.x_api import RunningXApi, running_x_api
 
 QUERIES = {"python": "python", "systems-en": "(python OR rust) lang:en"}
 """Two rules that overlap, so that `matched_queries` has something to unite. Both see retweets, for the transform."""
+BAR_MINUTES = 5
 TRANSFORM = "compaction_dags.examples:clean_and_filter"
 
 _SETTINGS = """\
@@ -243,6 +246,7 @@ class Found:
     curated: list[int]
     filtered: set[int]
     rows: dict[str, int]
+    created: list[datetime]
     sample: Any
     microbatches: int
     pages: int
@@ -305,7 +309,8 @@ def _look(client: Any, bucket: str, lake: Path, x: RunningXApi) -> Found:
         curated=tweets["id"].to_pylist(),
         filtered={number for number, item in raw.items() if _dropped_by_the_example(item)},
         rows=rows,
-        sample=tweets.slice(0, 5).to_pylist(),
+        created=tweets["created_at"].to_pylist(),
+        sample=tweets.slice(0, 4).to_pylist(),
         microbatches=len(keys),
         pages=pages,
         booked_usd=microusd / 1e6,
@@ -325,9 +330,13 @@ def _report(console: Console, found: Found, lake: Path, times: Times) -> None:
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_row("requests to X", f"{sum(sum(outcomes.values()) for outcomes in found.stats['requests'].values()):,}")
     facts.add_row("posts read", f"{found.stats['posts_served']:,} ({len(found.served):,} distinct)")
-    facts.add_row("money (simulated)", f"${found.booked_usd:,.2f} booked as the worst case")
+    billed = found.stats["usd"]
+    facts.add_row(
+        "money (simulated)", f"${found.booked_usd:,.2f} booked, included objects too; X's bill for posts ${billed:,.2f}"
+    )
     facts.add_row("raw", f"{found.microbatches} microbatches, {found.pages} pages")
     facts.add_row("by both queries", f"{found.both:,} tweets, one row each")
+    facts.add_row("tweets by time", f"{_bars(found.created)} a bar is {BAR_MINUTES} minutes, newest right")
     facts.add_row("curated rows", ", ".join(f"{name} {count:,}" for name, count in found.rows.items()))
     console.print(facts)
     sample = Table(title="the newest rows of tweets", title_justify="left", box=None, pad_edge=False)
@@ -347,8 +356,9 @@ def _report(console: Console, found: Found, lake: Path, times: Times) -> None:
         f"\nconservation {verdict}: served {len(found.served):,} = curated {len(set(found.curated)):,} "
         f"+ filtered {len(found.filtered):,}; {found.lost} lost, {found.duplicated} duplicated, {found.invented} invented"
     )
+    console.print("[bold]5[/] what took the time: ", end="")
     spent = ", ".join(f"{step} {seconds:.0f} s" for step, seconds in times.steps.items())
-    console.print(f"time: {spent}\n")
+    console.print(f"{spent} (most of it Airflow's own start)\n")
     table = lake / "curated" / "tweets"
     console.print(f"The tables lie in {lake / 'curated'}. Open them ({Path(sys.executable)}):\n", soft_wrap=True)
     for line in (
@@ -357,6 +367,16 @@ def _report(console: Console, found: Found, lake: Path, times: Times) -> None:
         f'import polars; polars.read_delta("{table}")',
     ):
         console.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _bars(created: list[datetime]) -> str:
+    """How many tweets there are in every BAR_MINUTES, as a row of bars."""
+    if not created:
+        return ""
+    slots = Counter(int(moment.timestamp()) // (60 * BAR_MINUTES) for moment in created)
+    highest = max(slots.values())
+    heights = (slots[slot] * 7 // highest for slot in range(min(slots), max(slots) + 1))
+    return "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
 
 
 def _progress(console: Console) -> Progress:

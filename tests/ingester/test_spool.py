@@ -105,17 +105,17 @@ def torn(tmp_path, cut):
 @given(cut=st.floats(0, 1))
 def test_a_file_torn_anywhere_is_salvaged_to_its_last_whole_record(tmp_path_factory, cut):
     spool, ends, size = torn(tmp_path_factory.mktemp("spool"), cut)
-    whole = sum(1 for end in ends[1:] if end <= size)
+    durable = sum(1 for end in ends[1:] if end <= size)
     again = reopen(spool)
     salvaged = again.recover()
     assert again.count("open") == 0
-    if whole:
-        assert salvaged[0].sealed.records == whole
-        assert salvaged[0].lost_bytes == size - ends[whole]
-        assert len(list(read_records(again.sealed_file(name())))) == whole
-    else:
-        assert salvaged == []
-        assert again.count("sealed") == 0
+    found = [record["body"] for record in read_records(again.sealed_file(name()))] if again.waiting() else []
+    # One more may be whole: a block of which only the end marker is torn. Its SHA-256 says so.
+    assert durable <= len(found) <= durable + 1
+    assert found == [page(index)["body"] for index in range(len(found))]
+    assert [entry.sealed.records for entry in salvaged] == ([len(found)] if found else [])
+    if salvaged and len(found) == durable:
+        assert salvaged[0].lost_bytes == size - ends[durable]
     again.release()
 
 
