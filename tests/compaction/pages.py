@@ -98,6 +98,11 @@ class World:
         self._now += timedelta(milliseconds=self._random.randrange(1, 40))
         return first_id_at(self._now) + self._serial % 4096
 
+    def _someone(self) -> dict[str, Any]:
+        """A few write much, many write now and then."""
+        often = min(int(self._random.paretovariate(0.6)), 50)
+        return self._users[often - 1] if self._random.random() < 0.3 else self._random.choice(self._users)
+
     def _text(self, words: int) -> tuple[str, str]:
         chance = self._random
         lang = chance.choices(list(_WORDS), weights=[40, 6, 5, 10, 14, 4, 4, 8, 4, 5])[0]
@@ -113,7 +118,7 @@ class World:
             "username": handle,
             "name": f"Swimmer {n} 🏊",
             "created_at": opened.strftime("%Y-%m-%dT%H:%M:%S.000Z"),
-            "description": self._text(14)[0],
+            "description": self._text(24)[0],
             "protected": False,
             "verified": n % 9 == 0,
             "verified_type": "blue" if n % 9 == 0 else "none",
@@ -148,7 +153,7 @@ class World:
     def _tweet(self) -> dict[str, Any]:
         chance = self._random
         number = self._id()
-        author = self._users[min(int(chance.paretovariate(0.6)), len(self._users)) - 1]
+        author = self._someone()
         long = chance.random() < 0.05
         text, lang = self._text(60 if long else chance.randrange(4, 28))
         tweet: dict[str, Any] = {
@@ -257,7 +262,7 @@ class World:
         for tweet in data:
             for reference in tweet.get("referenced_tweets", []):
                 if not reference["id"]:
-                    hot = self._hot[min(int(chance.paretovariate(0.5)), len(self._hot)) - 1]
+                    hot = chance.choice(self._hot)
                     reference["id"] = hot["id"]
                     reference["type"] = chance.choice(["replied_to", "quoted"])
                     tweets[hot["id"]] = hot
