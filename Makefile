@@ -47,7 +47,7 @@ bench-compaction: $(READY) ## tweets per CPU-second and peak memory of a compact
 
 lock: $(READY) ## write requirements/*.lock from pyproject.toml; UPGRADE=1 takes newer versions
 	@$(COMPILE) requirements/bootstrap.in -o requirements/bootstrap.lock
-	@for extra in ingester airflow dev; do \
+	@for extra in ingester compaction airflow dev; do \
 	  $(COMPILE) pyproject.toml --extra $$extra -o requirements/$$extra.lock; \
 	done
 	@wc -l requirements/*.lock

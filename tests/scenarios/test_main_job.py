@@ -264,3 +264,40 @@ def test_a_wrong_token_waits_visibly_and_a_right_one_goes_on(place):
         asked = sum(place.x.stats()["requests"]["search"].values())
         assert asked < 20, "no hot loop"
     assert service.returncode == 0
+
+
+def get(place, path):
+    address = (place.config.parent / "spool" / "http-address").read_text()
+    try:
+        with urllib.request.urlopen(address + path, timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_the_health_endpoints_tell_the_truth(place):
+    with leashed(place.command(), env=place.environment(), stderr=subprocess.DEVNULL) as service:
+        until(lambda: caught_up(place), 60, service)
+        until(lambda: place.status()["s3"]["last_shipped_at"], 30, service)
+        assert get(place, "/livez")[0] == 200
+        assert get(place, "/readyz")[0] == 200
+        assert get(place, "/healthz") == (200, '{"healthy": true, "reasons": []}')
+        metrics = dict(
+            line.rsplit(" ", 1) for line in get(place, "/metrics")[1].splitlines() if not line.startswith("#")
+        )
+        stats = place.x.stats()["per_rule"]
+        for name, rule in RULES.items():
+            assert 0 < float(metrics[f'tweetlake_posts_stored_total{{query="{name}"}}']) <= stats[rule]["posts_served"]
+            assert float(metrics[f'tweetlake_spent_usd_total{{query="{name}"}}']) > 0
+        assert float(metrics["tweetlake_microbatches_shipped_total"]) >= 1
+        shown = subprocess.run(
+            [sys.executable, "-m", "ingester", "status", "--config", str(place.config)], capture_output=True, text=True,
+            check=False, env=place.environment() | {"COLUMNS": "200"},
+        )  # fmt: skip
+        assert shown.returncode == 0
+        assert "collecting" in shown.stdout
+        assert all(name in shown.stdout for name in RULES)
+        place.x.set_faults({"kind": "credits_402"})
+        until(lambda: get(place, "/healthz")[0] == 503, 30, service)
+        assert "no_credits" in get(place, "/healthz")[1]
+        assert get(place, "/livez")[0] == 200
