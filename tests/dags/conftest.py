@@ -11,6 +11,7 @@ from sandbox.airflow import airflow_environment
 from tests.dags import laboratory
 
 Laboratory = Callable[..., Any]
+ANSWER_SECONDS = 100
 
 
 @pytest.fixture(scope="session")
@@ -18,8 +19,25 @@ def loading(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
     """Calls a function of laboratory.py in the child, which has no database yet."""
     home = tmp_path_factory.mktemp("airflow")
     environment = airflow_environment(home, home / "no-settings.toml")
-    with multiprocessing.get_context("spawn").Pool(1, laboratory.enter, (environment,)) as child:  # leaving it kills it
-        yield lambda function, *arguments: child.apply_async(function, arguments).get(timeout=100)
+    spawning = multiprocessing.get_context("spawn")
+    requests, theirs = spawning.Pipe()
+    child = spawning.Process(target=laboratory.serve, args=(theirs, environment))
+    child.start()
+    theirs.close()
+
+    def call(function: Callable[..., Any], *arguments: Any) -> Any:
+        requests.send((function, arguments))
+        if not requests.poll(ANSWER_SECONDS):
+            child.kill()
+            raise TimeoutError(f"{function.__name__} took more than {ANSWER_SECONDS} s in Airflow's process")
+        result, error = requests.recv()
+        if error is not None:
+            raise error
+        return result
+
+    yield call
+    child.kill()  # Airflow would not heed a SIGTERM
+    child.join()
 
 
 @pytest.fixture(scope="session")

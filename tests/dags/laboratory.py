@@ -3,12 +3,17 @@
 Every function here runs in the child that conftest.py starts; arguments and results are plain values.
 """
 
+import contextlib
 import json
 import os
 import sys
+import threading
+import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,11 +21,26 @@ from unittest import mock
 DAG_ID = "compact_tweets"
 
 
-def enter(environment: dict[str, str]) -> None:
-    """The child's first act, before anything can import Airflow."""
+def serve(requests: Connection, environment: dict[str, str]) -> None:
+    """The child: answer one call after the other until the parent is done with it, or gone."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     assert "airflow" not in sys.modules
     os.environ.clear()
     os.environ.update(environment)
+    with contextlib.suppress(EOFError):
+        while True:
+            function, arguments = requests.recv()
+            try:
+                requests.send((function(*arguments), None))
+            except Exception as error:  # noqa: BLE001 - whatever it is, the parent raises it
+                error.add_note(traceback.format_exc())
+                requests.send((None, error))
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 @dataclass(frozen=True)
