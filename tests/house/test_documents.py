@@ -62,7 +62,7 @@ def commands() -> set[str]:
 
 
 def test_every_command_is_documented_and_every_documented_command_exists() -> None:
-    documented = set(re.findall(r"\bmake ([a-z-]+)", text("CONTRIBUTING.md")))
+    documented = set(re.findall(r"`make ([a-z-]+)", text("CONTRIBUTING.md")))
     assert documented == commands()
 
 
@@ -108,13 +108,12 @@ def locked(file: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("file", LOCKS, ids=lambda file: file.stem)
-def test_a_lock_pins_every_package_by_hash_and_names_no_address(file: Path) -> None:
+def test_a_lock_pins_every_single_package_by_hash(file: Path) -> None:
     entries = re.split(r"\n(?=\S)", text(file).strip())
     assert all(re.match(r"[\w.-]+==\S+", entry) and "--hash=sha256:" in entry for entry in entries)
-    assert "://" not in text(file)
 
 
-@pytest.mark.parametrize("extra", ["ingester", "airflow", "dev"])
+@pytest.mark.parametrize("extra", ["ingester", "compaction", "airflow", "dev"])
 def test_the_locks_satisfy_pyproject(extra: str) -> None:
     versions = locked(Path(f"requirements/{extra}.lock"))
     for requirement in direct_requirements(extra):
@@ -134,16 +133,6 @@ def direct_requirements(extra: str) -> list[Requirement]:
             else:
                 found.append(entry)
     return [Requirement(entry) for entry in found]
-
-
-def test_the_ingester_installs_without_arrow_and_airflow() -> None:
-    assert not {"pyarrow", "pandas", "deltalake", "apache-airflow", "apache-airflow-core"} & set(
-        locked(Path("requirements/ingester.lock"))
-    )
-
-
-def test_compaction_installs_without_tweepy() -> None:
-    assert not {"tweepy", "aiohttp"} & {requirement.name for requirement in direct_requirements("compaction")}
 
 
 def layers(container: str) -> list[list[str]]:
