@@ -78,12 +78,9 @@ class World:
     def page(self, tweets: int = 100, *, vocabulary: str = "tweet") -> dict[str, Any]:
         """One answer: data, includes and meta."""
         chance = self._random
-        data = []
-        for _ in range(tweets):
-            if self._recent and chance.random() < 0.1:
-                data.append(self._moved(chance.choice(self._recent)))
-            else:
-                data.append(self._tweet())
+        again = {tweet["id"]: tweet for tweet in self._recent if chance.random() < 0.1 * tweets / len(self._recent)}
+        data = [self._moved(tweet) for tweet in [*again.values()][:tweets]]
+        data += [self._tweet() for _ in range(tweets - len(data))]
         data.sort(key=lambda tweet: -int(tweet["id"]))
         self._recent = (self._recent + data)[-500:]
         page = {"data": data, "includes": self._includes(data), "meta": self._meta(data)}
