@@ -149,7 +149,7 @@ class Poller:
     async def _next_step(self) -> Sleep | Ask:
         await self._tell_what_is_out_of_reach()
         if self._clock.monotonic() >= self._next_poll:
-            self._next_poll = max(self._next_poll + self.query.poll_every_seconds, self._clock.monotonic())
+            self._next_poll = self._after(self._next_poll)
             if (live := await self._plan_live()) is not None:
                 return Ask(live, LIVE)
         unfinished = self._state.todo
@@ -160,6 +160,11 @@ class Poller:
             return Ask(unfinished[0], BACKLOG)
         return Sleep(self._next_poll - self._clock.monotonic())
 
+    def _after(self, due: float) -> float:
+        """When the next live poll is due: on the beat, unless that is past already."""
+        every, now = self.query.poll_every_seconds, self._clock.monotonic()
+        return due + every if due + every > now else now + every
+
     async def _plan_live(self) -> Interval | None:
         """The window from the frontier to X's now; when it is long, older slices become todo first."""
         until_id = snowflake.first_id_at(self._gate.x_time.now() - INDEX_LAG)
@@ -168,8 +173,8 @@ class Poller:
             return None
         slices = _cut(frontier, until_id)
         overlap = timedelta(seconds=self.query.overlap_seconds)
-        oldest = max(self._state.start_id, snowflake.shift(slices[0][0], -overlap))
-        slices[0] = (max(oldest, self._reach_id(CLIP_MARGIN)), slices[0][1])
+        lowest = max(self._state.start_id, self._reach_id(REACH_MARGIN), snowflake.shift(slices[0][0], -overlap))
+        slices[0] = (min(lowest, slices[0][0]), slices[0][1])  # only the overlap may be cut off without a word
         windows = [
             Interval(since, until, self.query.rule, "live" if until == until_id else "backlog")
             for since, until in slices

@@ -144,6 +144,33 @@ async def test_gone_for_more_than_seven_days_the_rest_is_told_as_a_gap(world):
     )
 
 
+@pytest.mark.parametrize("minutes_inside", [-2.5, -1.5, 0.0, 0.5, 1.5, 2.5, 3.5])
+async def test_at_the_edge_of_the_seven_days_every_hole_is_told(world, minutes_inside):
+    configured, clock, x, store = world
+    await live(configured, clock, x, store, seconds=60)
+    clock.seconds += 7 * 86_400 - minutes_inside * 60
+    x.tweets_per_second = 0.2
+    await live(configured, clock, x, store, seconds=4)
+    records = store.records()
+    gaps = [(record["since_id"], record["until_id"]) for record in records if record["kind"] == "gap"]
+    planned = [record["intervals"] for record in records if record["kind"] == "plan"][-1]
+    covered = gaps + [(interval["since_id"], interval["until_id"]) for interval in planned]
+    covered += [(record["since_id"], record["until_id"]) for record in pages(records)]
+    reached = min(since for since, _ in covered)
+    for since, until in sorted(covered):
+        assert since <= reached, "a stretch that nothing tells of"
+        reached = max(reached, until - 1)
+
+
+async def test_polls_keep_their_beat_and_do_not_bunch(tmp_path):
+    query = {"name": "one", "rule": "python", "poll_every_seconds": 30, "first_poll_hours": 0.01, "overlap_seconds": 0}
+    clock = VirtualClock()
+    clock.seconds = 1000.0  # a machine that has been up for a while
+    x = SimulatedX(clock)
+    await live(settings(tmp_path, query=[query]), clock, x, MemoryStore(), seconds=100)
+    assert len(x.requests) == 4
+
+
 async def test_overlap_reads_again_a_little_and_loses_nothing(tmp_path):
     query = {"name": "one", "rule": "python", "poll_every_seconds": 30, "first_poll_hours": 0, "overlap_seconds": 30}
     configured, clock = settings(tmp_path, query=[query]), VirtualClock()
