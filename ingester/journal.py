@@ -68,7 +68,7 @@ class Journal:
         while True:
             await self._clock.sleep(self._seconds_to_wait())
             await self.seal("age", if_older_than=self._seal_after_seconds)
-            if self._hour != RawHour.of(self._clock.now()):
+            if self._hour is None or self._hour < RawHour.of(self._clock.now()):
                 await self.append({"kind": "heartbeat", "at": self._clock.now()})
 
     async def lacks_room(self) -> str | None:
