@@ -33,7 +33,7 @@ check: $(READY) ## format, lint, types and import rules; changes nothing
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 
 format: $(READY) ## put the code into its form and mend what ruff can mend
 	@$(BIN)/ruff format .
