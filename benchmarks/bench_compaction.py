@@ -3,9 +3,10 @@
     python -m benchmarks.bench_compaction                       # 50,000 tweets, three rounds, growth to 4x
     python -m benchmarks.bench_compaction --tweets 500000 --rounds 1 --scales 1
 
-Every run is a process of its own; rounds are interleaved, figures are medians. CPU is user + system of the whole process,
-imports too; RSS is its peak (VmHWM). The project reads from and commits to a real S3 server on this machine, whose own CPU
-is not counted; the peer reads local files and writes local Parquet, which is to its favour. Both must find the same tweets.
+Every run is a process of its own, its modules compiled beforehand; rounds are interleaved, figures are medians. CPU is
+user + system of the whole process, imports too; RSS is its peak (VmHWM). The project reads from and commits to a real S3
+server on this machine, whose own CPU is not counted; the peer reads local files and writes local Parquet, which is to its
+favour. Both must find the same tweets.
 """
 
 import argparse
@@ -151,7 +152,15 @@ class Bench:
     def run(self, name: str, folder: Path) -> Run:
         """One contender on one folder, from an empty `curated/`."""
         self._empty("curated/")
-        environment = os.environ | self._server.environment() | {"BENCH_ENDPOINT": self._server.endpoint_url}
+        environment = (
+            os.environ
+            | self._server.environment()
+            | {
+                "BENCH_ENDPOINT": self._server.endpoint_url,
+                "PYTHONDONTWRITEBYTECODE": "",  # compiling modules is no part of what is measured
+                "PYTHONPYCACHEPREFIX": str(self._work / "pycache"),
+            }
+        )
         command = [sys.executable, "-m", "benchmarks.bench_compaction", "--child", name, str(folder)]
         start = time.perf_counter()
         done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
@@ -194,6 +203,11 @@ def _head(title: str) -> None:
 
 
 def _compare(bench: Bench, tweets: int, rounds: int) -> dict[str, list[Run]]:
+    small, few = bench.build(1)
+    bench.fill(few)
+    for name in CONTENDERS:
+        print(f"warming up: {name}", file=sys.stderr)
+        bench.run(name, small)
     folder, made = bench.build(tweets)
     bench.fill(made)
     rows = len(made) * PAGES_A_FILE * TWEETS_A_PAGE

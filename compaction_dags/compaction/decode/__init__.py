@@ -102,6 +102,8 @@ class _Run:
         )
 
     def result(self) -> Decoded:
-        parts = [*self._tables, self._found.tables()]
+        parts = [*self._tables]
+        if not parts or any(self._found.rows.values()):
+            parts.append(self._found.tables())
         tables = {table: pa.concat_tables([part[table] for part in parts]) for table in DECODED}
         return Decoded(tables, self._found.rejects, Counter(self._found.unknown_keys), Counter(self._found.misfits))
