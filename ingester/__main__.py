@@ -257,9 +257,20 @@ def _print_status(found: dict[str, Any]) -> None:
         console.print(f"spent  ${budget['usd_today']:.2f} today, ${budget['usd_this_month']:.2f} this month")
 
 
-@main.group()
-def spool() -> None:
-    """Look at the local queue of microbatches."""
+@main.group(invoke_without_command=True)
+@_config
+@click.pass_context
+def spool(context: click.Context, config: Path | None) -> None:
+    """Look at the local queue of microbatches; without a command it is listed.
+
+    \b
+    Examples:
+      tweetlake spool
+      tweetlake spool verify --config tweetlake.toml
+    """
+    context.obj = config
+    if context.invoked_subcommand is None:
+        context.invoke(spool_list, config=config)
 
 
 @spool.command("list")
@@ -308,7 +319,7 @@ def _spool(config: Path | None) -> "Spool":
     from ingester.spool import Spool
 
     with _settings_problems_told():
-        settings = load(config)
+        settings = load(config or click.get_current_context().obj)
     if not settings.spool.directory.is_dir():
         click.echo(f"spool.directory {settings.spool.directory} does not exist yet", err=True)
         sys.exit(1)

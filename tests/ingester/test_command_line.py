@@ -6,12 +6,17 @@ import select
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
+from datetime import UTC, datetime
 
 import pytest
 from click.testing import CliRunner
 
 from ingester.__main__ import main
+from ingester.spool import Spool
+from ingester.state import State
+from schemas.keys import MicrobatchName, RawHour
 
 TOKEN = "AAAA-very-secret"
 
@@ -63,7 +68,8 @@ def started(config):
 def test_every_command_explains_itself_with_an_example(command):
     result = CliRunner().invoke(main, [*command, "--help"])
     assert result.exit_code == 0
-    assert "Example" in result.output or command == ["spool"]
+    assert "Example" in result.output
+    assert "--config" in result.output or not command
 
 
 def test_check_is_quiet_about_secrets_and_tells_what_a_page_costs(config, environment):
@@ -89,6 +95,30 @@ def test_run_with_bad_settings_exits_78_with_the_setting(config, environment):
     result = CliRunner().invoke(main, ["run", "--config", str(config)])
     assert result.exit_code == 78
     assert "lake.bucket" in result.output
+
+
+def test_the_spool_can_be_listed_and_verified_with_the_settings_in_either_place(config, environment, tmp_path):
+    spool = Spool(tmp_path / "spool")
+    spool.acquire()
+    name = MicrobatchName(1, RawHour.parse("2026-11-20T13"), spool.spool_id)
+    spool.open_microbatch(name, State())
+    spool.append({"kind": "heartbeat", "at": datetime(2026, 11, 20, 13, tzinfo=UTC)})
+    spool.seal()
+    spool.release()
+    for command in (["spool"], ["spool", "list"]):
+        result = CliRunner().invoke(main, [*command, "--config", str(config)], env={"COLUMNS": "200"})
+        assert result.exit_code == 0, result.output
+        assert str(name) in result.output
+        assert "sealed" in result.output
+    assert (
+        str(name) in CliRunner().invoke(main, ["spool", "--config", str(config), "list"], env={"COLUMNS": "200"}).output
+    )
+    assert CliRunner().invoke(main, ["spool", "verify", "--config", str(config)]).exit_code == 0
+    file = spool.sealed_file(name)
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    result = CliRunner().invoke(main, ["spool", "verify", "--config", str(config)])
+    assert result.exit_code == 1
+    assert f"damaged: {name}" in result.output
 
 
 def test_status_of_nothing_exits_3(config, environment):
