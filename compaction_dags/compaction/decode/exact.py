@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from compaction_dags.compaction.decode.fast import event_hours, raw_hour
+from compaction_dags.compaction.decode.fast import raw_hour
 from compaction_dags.compaction.decode.model import (
     HTML,
     ID,
@@ -193,8 +193,8 @@ def _row(found: Found, page: RawPage, table: str, sent: Any) -> dict[str, Any]:
     if table == "tweets":
         row["matched_queries"] = [page.query]
         row["first_fetched_at"] = row["fetched_at"]
-        dates, hours = event_hours(pa.array([row["id"]], pa.int64()))
-        row["date"], row["hour"] = dates[0].as_py(), hours[0].as_py()
+        made = time_of(row["id"])
+        row["date"], row["hour"] = f"{made:%Y-%m-%d}", made.hour
     else:
         row["date"], row["hour"] = raw_hour(page.raw_key, page.received_at_us)
     if "referenced_tweets" in row:
@@ -299,14 +299,17 @@ class _Leftovers:
 def _columns(fitted: dict[str, Any], shape: Shape) -> dict[str, Any]:
     row = {}
     for column in shape.columns:
-        row[column.name] = _first(fitted, column.paths)
-        if column.form == HTML and row[column.name] is not None:
-            row[column.name] = html.unescape(row[column.name])
+        value = _first(fitted, column.paths)
+        row[column.name] = html.unescape(value) if value is not None and column.form == HTML else value
     return row
 
 
 def _first(fitted: dict[str, Any], paths: tuple[Path, ...]) -> Any:
-    return next((value for path in paths if (value := _at(fitted, path)) is not None), None)
+    for path in paths:
+        value = _at(fitted, path)
+        if value is not None:
+            return value
+    return None
 
 
 def _at(fitted: Any, path: Path) -> Any:

@@ -341,14 +341,14 @@ def _bookkeeping(table: str, page_of: pa.Array, books: _Books, sent: dict[str, p
             pa.array(range(len(page_of) + 1), pa.int32()), books.query.take(page_of)
         )
         columns["first_fetched_at"] = fetched_at
-        columns["date"], columns["hour"] = event_hours(sent["id"])
+        columns["date"], columns["hour"] = _event_hours(sent["id"])
     else:
         columns["date"] = books.date.take(page_of)
         columns["hour"] = books.hour.take(page_of)
     return columns
 
 
-def event_hours(ids: pa.Array) -> tuple[pa.Array, pa.Array]:
+def _event_hours(ids: pa.Array) -> tuple[pa.Array, pa.Array]:
     """Date (YYYY-MM-DD) and hour, UTC, in which the posts of these ids (int64, no nulls) were made."""
     hours = (_milliseconds(ids) // 3_600_000).astype(np.int64)
     distinct, position = np.unique(hours, return_inverse=True)
@@ -378,10 +378,10 @@ def _computed(rows: pa.StructArray, sent: dict[str, pa.Array], shape: Shape) -> 
 def _urls_sent(rows: pa.StructArray, shape: Shape) -> pa.Array:
     urls = next(column for column in shape.columns if column.name == "urls")
     *notes, plain = urls.paths
-    of_notes = _column(rows, Column(urls.field, tuple(notes)), shape)
+    of_notes = _column(rows, Column.of(urls.field, notes), shape)
     if of_notes.null_count == len(of_notes):
         return pa.nulls(len(rows), urls.field.type)
-    sent = _column(rows, Column(urls.field, (plain,)), shape)
+    sent = _column(rows, Column.of(urls.field, [plain]), shape)
     return pc.if_else(of_notes.is_valid(), sent, pa.nulls(1, sent.type)[0])
 
 

@@ -6,7 +6,7 @@ leaves say how a value is read; both ways of decoding follow the same tree.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, Self, TypeAlias
 
 import pyarrow as pa
 
@@ -47,17 +47,14 @@ class Object:
 class Column:
     """A column and where its value may come from, the first that is there."""
 
+    name: str
     field: pa.Field
+    form: str
     paths: tuple[Path, ...]
 
-    @property
-    def name(self) -> str:
-        name: str = self.field.name
-        return name
-
-    @property
-    def form(self) -> str:
-        return _metadata(self.field, "form")
+    @classmethod
+    def of(cls, arrow_field: pa.Field, paths: Iterable[Path]) -> Self:
+        return cls(arrow_field.name, arrow_field, _metadata(arrow_field, "form"), tuple(paths))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +131,7 @@ def _shape(fields: Iterable[pa.Field], table: str = "") -> Shape:
     for arrow_field in fields:
         source = _metadata(arrow_field, "source")
         paths = () if source.startswith(DERIVED) else tuple(_path(text) for text in source.split("|"))
-        columns.append(Column(arrow_field, paths))
+        columns.append(Column.of(arrow_field, paths))
         for path in paths:
             _plant(tree, path, _node(arrow_field, isinstance(path[-1], int)))
     for text in _KNOWN_WITHOUT_COLUMN.get(table, ()):
