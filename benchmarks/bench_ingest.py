@@ -27,17 +27,28 @@ BASE = "tweetlake"
 """The client that the ratios are against."""
 UNREAD = "floor"
 """The client that keeps nothing, so has nothing to be held against the others."""
+MOST_PAGES = 1_000
+"""All pages lie within the hour that a new query starts back."""
+LONGEST_RUN = 600
+"""Seconds until a client that does not end is given up."""
 
 Results = dict[tuple[str, int], list[dict[str, Any]]]
 
 
 @click.command()
 @click.option("--pages", default="100,200,400", show_default=True, help="Pages of 100 tweets, one run for each size.")
-@click.option("--rounds", default=3, show_default=True, help="Medians are over these.")
-@click.option("--warm-up", default=20, show_default=True, help="Pages that do not count, at the start of each run.")
+@click.option("--rounds", default=3, type=click.IntRange(min=1), show_default=True, help="Medians are over these.")
+@click.option(
+    "--warm-up",
+    default=20,
+    type=click.IntRange(1, 100),
+    show_default=True,
+    help="Pages that do not count, at the start of each run.",
+)
 @click.option("--client", "clients", multiple=True, type=click.Choice(list(CLIENTS)), help="Only these; default: all.")
+@click.option("--hard", is_flag=True, help="Texts and addresses of random letters: what compresses worse than X's can.")
 @click.option("--directory", type=click.Path(path_type=Path, exists=True), help="Where to write. Default: $TMPDIR.")
-def main(pages: str, rounds: int, warm_up: int, clients: tuple[str, ...], directory: Path | None) -> None:
+def main(pages: str, rounds: int, warm_up: int, clients: tuple[str, ...], hard: bool, directory: Path | None) -> None:
     """Measure, and print tables as Markdown.
 
     \b
@@ -45,12 +56,12 @@ def main(pages: str, rounds: int, warm_up: int, clients: tuple[str, ...], direct
       make bench-ingest
       make bench-ingest ARGS="--rounds 5 --client tweetlake"
     """
-    sizes = sorted({int(size) for size in pages.split(",")})
+    sizes = _sizes(pages)
     names = list(clients or CLIENTS)
     server_core, client_core = _cores()
     click.echo(f"making {warm_up + sizes[-1] + 1} pages ...", err=True)
     with tempfile.TemporaryDirectory(prefix="bench-ingest-", dir=directory) as scratch:
-        with _server(warm_up + sizes[-1] + 1, server_core) as facts:
+        with _server(warm_up + sizes[-1] + 1, server_core, hard) as facts:
             results: Results = {}
             for turn in range(rounds):
                 for size in sizes:
@@ -61,12 +72,22 @@ def main(pages: str, rounds: int, warm_up: int, clients: tuple[str, ...], direct
         click.echo(_machine(Path(scratch), client_core, server_core))
     _check_same_tweets(results, sizes)
     click.echo(
-        f"A page: 100 tweets, {facts['json_bytes'] / 1000:.0f} kB of JSON, {facts['gzip_bytes'] / 1000:.0f} kB gzip'd. "
+        f"\nA page: 100 tweets, {facts['json_bytes'] / 1000:.0f} kB of JSON, {facts['gzip_bytes'] / 1000:.0f} kB gzip'd. "
         f"Medians of {rounds} interleaved rounds (lowest to highest).\n"
     )
     for size in sizes:
         click.echo(_table(results, names, size))
     click.echo(_growth(results, names, sizes))
+
+
+def _sizes(pages: str) -> list[int]:
+    try:
+        sizes = sorted({int(size) for size in pages.split(",")})
+    except ValueError as error:
+        raise click.BadParameter("numbers with commas between them", param_hint="--pages") from error
+    if not 1 <= sizes[0] <= sizes[-1] <= MOST_PAGES:
+        raise click.BadParameter(f"from 1 to {MOST_PAGES}", param_hint="--pages")
+    return sizes
 
 
 def _in_turn(names: list[str], turn: int) -> list[str]:
@@ -84,8 +105,9 @@ def _cores() -> tuple[int, int]:
 
 
 @contextmanager
-def _server(pages: int, core: int) -> Iterator[dict[str, Any]]:
+def _server(pages: int, core: int, hard: bool) -> Iterator[dict[str, Any]]:
     command = [sys.executable, "-m", "benchmarks.ingest_server", "--pages", str(pages), "--core", str(core)]
+    command += ["--hard"] if hard else []
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -101,7 +123,15 @@ def _run(name: str, url: str, scratch: Path, warm_up: int, pages: int, core: int
         command += ["--warm-up", str(warm_up), "--pages", str(pages), "--core", str(core)]
         log = Path(directory) / "log"
         with log.open("wb") as stderr:
-            done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False)
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                check=False,
+                timeout=LONGEST_RUN,
+            )
         if done.returncode != 0:
             raise click.ClickException(f"{name} failed:\n{log.read_text()[-3000:]}")
         found: dict[str, Any] = json.loads(done.stdout)
@@ -111,9 +141,10 @@ def _run(name: str, url: str, scratch: Path, warm_up: int, pages: int, core: int
 def _check_same_tweets(results: Results, sizes: list[int]) -> None:
     """Every client must have kept the same tweets, all of them."""
     for size in sizes:
-        kept = [run for (name, of), runs in results.items() if of == size and name != UNREAD for run in runs]
-        if any(run["tweets"] != size * 100 for run in kept) or len({run["ids"] for run in kept}) > 1:
-            raise click.ClickException(f"the clients did not keep the same {size * 100} tweets: {kept}")
+        kept = [(name, run) for (name, of), runs in results.items() if of == size and name != UNREAD for run in runs]
+        if any(run["tweets"] != size * 100 for _, run in kept) or len({run["ids"] for _, run in kept}) > 1:
+            counts = ", ".join(f"{name} {run['tweets']} ({run['ids'][:8]})" for name, run in kept)
+            raise click.ClickException(f"the clients did not keep the same {size * 100} tweets: {counts}")
 
 
 def _table(results: Results, names: list[str], size: int) -> str:
@@ -129,7 +160,7 @@ def _table(results: Results, names: list[str], size: int) -> str:
         rows.append(
             f"| {name} | **{size * 100 / cpu:,.0f}** ({min(speeds):,.0f} to {max(speeds):,.0f}) "
             f"| {base / cpu if base else 1:.2f} | {cpu / size * 1000:.2f} | {wall / size * 1000:.2f} "
-            f"| {_median(results, name, size, 'peak_rss') / 1e6:.0f} | {written / size / 100 if written else 0:,.0f} |"
+            f"| {_median(results, name, size, 'peak_rss') / 1e6:.0f} | {f'{written / size / 100:,.0f}' if written else ''} |"
         )
         if results[name, size][0]["sealed_cpu"] is not None:
             cpu = _median(results, name, size, "sealed_cpu")

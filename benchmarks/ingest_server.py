@@ -8,6 +8,9 @@ import asyncio
 import gzip
 import json
 import os
+import random
+import re
+import string
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -66,6 +69,19 @@ def _newest(world: World, count: int, end_ms: int) -> list[Spot]:
     raise ValueError(f"the world has {len(spots)} posts, {count} are needed")
 
 
+_WORDS = re.compile(rb'"(text|description|url)":"((?:[^"\\\\]|\\\\.)*)"')
+_LETTERS = (string.ascii_letters + string.digits).encode()
+
+
+def scrambled(body: bytes, chance: random.Random) -> bytes:
+    """The page with random letters for its texts and addresses: as long as before, and harder to compress than real ones."""
+
+    def letters(match: re.Match[bytes]) -> bytes:
+        return b'"%s":"%s"' % (match[1], bytes(chance.choices(_LETTERS, k=len(match[2]))))
+
+    return _WORDS.sub(letters, body)
+
+
 def application(answers: list[bytes]) -> web.Application:
     """Serves the gzip'd pages by their token; 401 to whoever brings none, as X does."""
     headers = {
@@ -103,11 +119,14 @@ async def _serve(answers: list[bytes], facts: dict[str, float]) -> None:
 @click.command()
 @click.option("--pages", "count", type=int, required=True)
 @click.option("--core", type=int, required=True)
-def main(count: int, core: int) -> None:
+@click.option("--hard", is_flag=True, help="Texts and addresses of random letters.")
+def main(count: int, core: int, hard: bool) -> None:
     """Make the pages, tell the address and their mean sizes in bytes as a line of JSON, serve them on loopback."""
     os.sched_setaffinity(0, {core})
     answers, size = [], 0
-    for body in pages(count):
+    chance = random.Random(1)
+    for made in pages(count):
+        body = scrambled(made, chance) if hard else made
         size += len(body)
         answers.append(gzip.compress(body, GZIP_LEVEL, mtime=0))
     facts = {"json_bytes": size / count, "gzip_bytes": sum(map(len, answers)) / count}
