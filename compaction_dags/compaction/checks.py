@@ -1,10 +1,10 @@
 """The arithmetic that must hold before anything is committed: no row vanishes without being counted."""
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from compaction_dags.compaction.errors import AccountingError
-from compaction_dags.compaction.tables import Partition
+from compaction_dags.compaction.tables import Change, Partition
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,41 +34,27 @@ class HourSummary:
 
 
 @dataclass(slots=True)
-class Counts:
-    """Rows of one raw hour on their way, counted where they pass. Counting an event hour again starts it anew."""
+class Merged:
+    """New rows of one event hour, counted where they pass on their way into it."""
 
-    rows_in: int = 0
-    distinct: dict[Partition, int] = field(default_factory=dict)
-    kept: dict[Partition, int] = field(default_factory=dict)
-
-    @property
-    def duplicates(self) -> int:
-        return self.rows_in - sum(self.distinct.values())
-
-    @property
-    def filtered(self) -> int:
-        return sum(self.distinct.values()) - sum(self.kept.values())
+    read: int = 0
+    distinct: int = 0
+    kept: int = 0
+    filtered: Counter[str] = field(default_factory=Counter)
+    """By the microbatch they came from."""
 
 
-def check_partition(name: str, partition: Partition, *, before: int, after: int, new: int) -> None:
+def check_partition(name: str, partition: Partition, change: Change, new: int) -> None:
     """The shrink guard: merging never loses rows, nor makes more than there were. Raises AccountingError."""
-    if after < before or after < new:
+    before, after = change.rows_before, change.rows_after
+    if not max(before, new) <= after <= before + new:
         raise AccountingError(
-            f"{name} {partition}: {before} rows and {new} new ones would become {after}; not committed"
-        )
-    if after > before + new:
-        raise AccountingError(
-            f"{name} {partition}: {before} rows and {new} new ones cannot make {after}; not committed"
+            f"{name} {partition}: {before} rows and {new} new ones cannot make {after}; nothing was committed"
         )
 
 
 def check_summary(summary: HourSummary) -> None:
-    """Rows in = written + duplicates + filtered. Raises AccountingError."""
+    """What was decoded = written + duplicates + filtered, each counted at its own place. Raises AccountingError."""
     accounted = summary.tweets_written + summary.duplicates + summary.filtered
     if summary.rows_in != accounted or min(summary.as_dict().values()) < 0:
-        raise AccountingError(f"rows do not add up: {summary}")
-
-
-def words(summary: HourSummary) -> dict[str, Any]:
-    """The summary for a commit's metadata: texts, as every reader of the Delta log expects."""
-    return {name: str(count) for name, count in summary.as_dict().items()}
+        raise AccountingError(f"rows do not add up, nothing was committed: {summary}")

@@ -16,6 +16,7 @@ from schemas.keys import LakeKeys, RawHour
 from schemas.settings import Lake as LakeSettings
 
 _REFUSALS = frozenset({400, 401, 403, 404})
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -100,15 +101,23 @@ class Lake:
         records = metadata.get("records", "")
         return RawContent(data, metadata.get("sha256"), int(records) if records.isdigit() else None)
 
+    def read(self, key: str) -> bytes:
+        """A small object, whole."""
+        with self._errors(key):
+            content: bytes = self._client.get_object(Bucket=self.settings.bucket, Key=key)["Body"].read()
+        return content
+
     def get_file(self, key: str, file: Path) -> None:
         """Copy an object to a local file."""
-        with self._errors(key):
-            self._client.download_file(self.settings.bucket, key, str(file))
+        with self._errors(key), file.open("wb") as copy:
+            body = self._client.get_object(Bucket=self.settings.bucket, Key=key)["Body"]
+            for piece in body.iter_chunks(_PIECE):
+                copy.write(piece)
 
     def put_file(self, key: str, file: Path) -> None:
-        """Store a file. Its key names its content, so storing it twice is the same."""
-        with self._errors(key):
-            self._client.upload_file(str(file), self.settings.bucket, key)
+        """Store a local file under a key that was never used, so that storing it twice is the same."""
+        with self._errors(key), file.open("rb") as content:
+            self._client.put_object(Bucket=self.settings.bucket, Key=key, Body=content)
 
     def uri(self, key: str) -> str:
         return f"s3://{self.settings.bucket}/{key}"
@@ -150,7 +159,8 @@ class Lake:
         if len(parts) != 3 or not parts[2].endswith(".avro"):  # date=, hour=, name
             return None
         with contextlib.suppress(ValueError):
-            return RawHour.parse(f"{parts[0].removeprefix('date=')}T{parts[1].removeprefix('hour=')}")
+            hour = RawHour.parse(f"{parts[0].removeprefix('date=')}T{parts[1].removeprefix('hour=')}")
+            return hour if key.startswith(self.keys.raw_hour(hour)) else None  # hour=7 is not hour=07
         return None
 
     @contextlib.contextmanager
@@ -168,7 +178,7 @@ class Lake:
             if status in _REFUSALS:
                 raise LakeRefusedError(f"{place}: S3 refuses: {status} {code}; {_hint(code)}") from error
             raise LakeUnreachableError(f"{place}: S3 answered {status} {code}") from error
-        except (BotoCoreError, boto3.exceptions.Boto3Error, OSError) as error:
+        except BotoCoreError as error:
             raise LakeUnreachableError(f"{place}: {error}") from error
 
 

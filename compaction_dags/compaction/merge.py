@@ -2,61 +2,51 @@
 
 The latest counts: highest (fetched_at, raw_key, record_index). For tweets the queries that found any of them are united
 and the first fetch is the earliest. The same rows in any order and any grouping give the same result, so an hour that is
-done again changes nothing.
+done again changes nothing. Of rows that are equally late the one given first counts: the same page, decoded anew.
 """
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-LATEST_FIRST = [("fetched_at", "descending"), ("raw_key", "descending"), ("record_index", "descending")]
+_LATEST_FIRST = [("fetched_at", "descending"), ("raw_key", "descending"), ("record_index", "descending")]
 
 
 def latest_rows(rows: pa.Table, key: str) -> pa.Table:
     """The latest row of every key, sorted by key. Rows without a key are left out."""
-    ordered = rows.take(pc.sort_indices(rows, sort_keys=[(key, "ascending"), *LATEST_FIRST]))
-    ordered = ordered.filter(pc.is_valid(ordered[key]))
-    return ordered.filter(_begins_run(ordered[key]))
+    order, begins = _runs(rows, key)
+    return rows.take(order.filter(begins)).combine_chunks()
 
 
 def merged_tweets(rows: pa.Table) -> pa.Table:
     """The latest row of every tweet id, sorted by id, with `matched_queries` united and `first_fetched_at` earliest."""
-    ordered = rows.take(pc.sort_indices(rows, sort_keys=[("id", "ascending"), *LATEST_FIRST])).combine_chunks()
-    begins = _begins_run(ordered["id"])
-    if pc.all(begins).as_py() is not False:  # also for no rows at all
-        return ordered
-    latest = ordered.filter(begins)
-    run = _run_numbers(begins)
-    earliest = pa.table({"run": run, "at": ordered["first_fetched_at"]}).group_by("run").aggregate([("at", "min")])
-    earliest = earliest.sort_by("run")["at_min"]
-    united = _united(run, ordered["matched_queries"].combine_chunks(), latest.num_rows)
+    order, begins = _runs(rows, "id")
+    latest = rows.take(order.filter(begins)).combine_chunks()
+    if latest.num_rows == rows.num_rows:
+        return latest
+    run = pc.subtract(pc.cumulative_sum(begins.cast(pa.int64())), 1)
+    seen = pa.table({"run": run, "at": rows["first_fetched_at"].take(order)})
+    earliest = seen.group_by("run").aggregate([("at", "min")]).sort_by("run")["at_min"]
+    united = _united(run, rows["matched_queries"].take(order).combine_chunks(), latest.num_rows)
     return _replaced(_replaced(latest, "first_fetched_at", earliest), "matched_queries", united)
+
+
+def _runs(rows: pa.Table, key: str) -> tuple[pa.Array, pa.Array]:
+    """The order by key and the latest first, and where in it a new key begins."""
+    order = pc.sort_indices(rows, sort_keys=[(key, "ascending"), *_LATEST_FIRST])  # stable
+    keys = rows[key].take(order).combine_chunks().drop_null()  # nulls come last
+    begins = pc.not_equal(keys.slice(1), keys.slice(0, max(len(keys) - 1, 0)))
+    first = pa.array([True] if len(keys) else [], pa.bool_())
+    return order.slice(0, len(keys)), pa.concat_arrays([first, begins])
 
 
 def _united(run: pa.Array, lists: pa.Array, runs: int) -> pa.Array:
     """The distinct texts of each run's lists, sorted; a list a run."""
-    names = pc.list_flatten(lists)
-    pairs = pa.table({"run": run.take(pc.list_parent_indices(lists)), "name": names})
+    pairs = pa.table({"run": run.take(pc.list_parent_indices(lists)), "name": pc.list_flatten(lists)})
     pairs = pairs.group_by(["run", "name"]).aggregate([]).sort_by([("run", "ascending"), ("name", "ascending")])
-    counts = pairs["run"].combine_chunks().value_counts()
-    sizes = pa.array([0] * runs, pa.int64()).to_numpy(zero_copy_only=False).copy()
-    sizes[counts.field("values").to_numpy()] = counts.field("counts").to_numpy()
-    offsets = pa.concat_arrays([pa.array([0], pa.int32()), pc.cumulative_sum(pa.array(sizes)).cast(pa.int32())])
+    sizes = np.bincount(pairs["run"].to_numpy(), minlength=runs)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int32())
     return pa.ListArray.from_arrays(offsets, pairs["name"].combine_chunks()).cast(lists.type)
-
-
-def _begins_run(keys: pa.ChunkedArray) -> pa.Array:
-    """True where a sorted column's value differs from the one before it."""
-    whole = keys.combine_chunks()
-    if isinstance(whole, pa.ChunkedArray):
-        whole = pa.concat_arrays(whole.chunks) if whole.num_chunks else pa.array([], keys.type)
-    if len(whole) == 0:
-        return pa.array([], pa.bool_())
-    differs = pc.not_equal(whole.slice(1), whole.slice(0, len(whole) - 1))
-    return pa.concat_arrays([pa.array([True]), differs])
-
-
-def _run_numbers(begins: pa.Array) -> pa.Array:
-    return pc.subtract(pc.cumulative_sum(begins.cast(pa.int64())), 1)
 
 
 def _replaced(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:

@@ -1,9 +1,8 @@
 """Which raw hours are stale: what lies in raw differs from what `ingested_files` says was consumed. Not the clock decides."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 
 from compaction_dags.compaction.errors import RawMissingError
 from compaction_dags.compaction.lake import Lake, RawObject
@@ -24,13 +23,11 @@ class Plan:
     """Hours of which microbatches that were consumed are missing in raw: left as they are, a person has to look."""
 
 
-def find_stale(
-    lake: Lake, consumed: CuratedTable, work: Path, *, now: datetime, include_open: bool, full: bool = False
-) -> Plan:
+def find_stale(lake: Lake, consumed: CuratedTable, *, now: datetime, include_open: bool, full: bool = False) -> Plan:
     """Compare raw with what was consumed, as sets. `include_open` takes the current hour too."""
-    listed = _listed(lake, now, full=full)
-    since = "" if full else (now - LOOK_BACK).date().isoformat()
-    known = _consumed(consumed, work, lambda partition: partition.date >= since)
+    days = {day.isoformat() for day in _days_back(now)}
+    known = _consumed(consumed, lambda partition: full or partition.date in days)
+    listed = _listed(lake, lake.days() if full else _days_back(now))  # after that, for the same reason as in list_hour
     current = RawHour.of(now)
     stale, refused = [], {}
     for hour in sorted(listed.keys() | known.keys()):
@@ -45,20 +42,18 @@ def find_stale(
     return Plan(tuple(stale), refused)
 
 
-def check_nothing_missing(
-    hour: RawHour, listed: Sequence[RawObject], consumed: CuratedTable, work: Path
-) -> set[tuple[str, int]]:
-    """What was consumed of this hour before. Raises RawMissingError, naming the keys, if some of it is gone."""
+def list_hour(lake: Lake, hour: RawHour, consumed: CuratedTable) -> list[RawObject]:
+    """The microbatches of a raw hour. Raises RawMissingError, naming the keys, if some that were consumed are gone."""
     wanted = Partition(hour.date.isoformat(), hour.start.hour)
-    before = _consumed(consumed, work, lambda partition: partition == wanted).get(hour, set())
+    before = _consumed(consumed, lambda partition: partition == wanted).get(hour, set())
+    listed = lake.raw_of_hour(hour)  # after that, or what another run consumes meanwhile would seem to be missing
     missing = sorted(key for key, _ in before - {found.identity for found in listed})
     if missing:
-        raise RawMissingError(missing_words(hour, missing))
-    return before
+        raise RawMissingError(_missing_words(hour, missing))
+    return listed
 
 
-def missing_words(hour: RawHour, missing: Sequence[str]) -> str:
-    """A sentence for an operator."""
+def _missing_words(hour: RawHour, missing: Sequence[str]) -> str:
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     return (
         f"raw hour {hour}: {len(missing)} microbatches that were consumed are missing in raw or changed: "
@@ -66,9 +61,9 @@ def missing_words(hour: RawHour, missing: Sequence[str]) -> str:
     )
 
 
-def _listed(lake: Lake, now: datetime, *, full: bool) -> dict[RawHour, list[RawObject]]:
+def _listed(lake: Lake, days: Iterable[date]) -> dict[RawHour, list[RawObject]]:
     hours: dict[RawHour, list[RawObject]] = {}
-    for day in lake.days() if full else _days_back(now):
+    for day in days:
         hours |= lake.raw_of_day(day)
     return hours
 
@@ -79,15 +74,12 @@ def _days_back(now: datetime) -> list[date]:
     return [first + timedelta(days=number) for number in range((last - first).days + 1)]
 
 
-def _consumed(
-    table: CuratedTable, work: Path, wanted: Callable[[Partition], bool]
-) -> dict[RawHour, set[tuple[str, int]]]:
+def _consumed(table: CuratedTable, wanted: Callable[[Partition], bool]) -> dict[RawHour, set[tuple[str, int]]]:
     snapshot = table.open()
     if snapshot is None:
         return {}
-    hours = {}
-    for partition in filter(wanted, snapshot.files):
-        rows = table.read(snapshot, [partition], work, ["raw_key", "bytes"])
-        pairs = zip(rows["raw_key"].to_pylist(), rows["bytes"].to_pylist(), strict=True)
-        hours[RawHour.parse(str(partition))] = set(pairs)
-    return hours
+    partitions = [partition for partition in snapshot.files if wanted(partition)]
+    return {
+        RawHour.parse(str(partition)): set(zip(rows["raw_key"].to_pylist(), rows["bytes"].to_pylist(), strict=True))
+        for partition, rows in table.read_many(snapshot, partitions, ["raw_key", "bytes"])
+    }

@@ -2,15 +2,19 @@
 
 A commit replaces whole partitions: it adds the new files and removes the old ones of each touched partition, on the very
 version that was read, or fails. `partition_filters` is never used: it is a cross product and would take bystanders.
+A file never changes and its name is never used again, so neither a reader nor VACUUM can meet another file in its place.
 """
 
 import hashlib
 import io
 import json
+import re
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,18 +23,29 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from deltalake import DeltaTable
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake import DeltaTable, Schema
+from deltalake.exceptions import (
+    CommitFailedError,
+    DeltaError,
+    DeltaProtocolError,
+    SchemaMismatchError,
+    TableNotFoundError,
+)
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction
 
-from compaction_dags.compaction.errors import ConflictError, LakeUnreachableError
+from compaction_dags.compaction.errors import ConflictError, LakeRefusedError, LakeUnreachableError
 from compaction_dags.compaction.lake import Lake
 from schemas.curated import KEYS, TABLES
 
-ROWS_PER_GROUP = 65_536
-"""Rows of a Parquet row group: the unit in which readers skip and in which merging holds rows in memory."""
+ROWS_PER_GROUP = 32_768
+"""Rows of a Parquet row group: the unit in which readers skip, and in which merging reads and writes. About 30 MB of
+tweets in memory; twice as many rows make a file smaller by 0.3% only."""
 PATIENCE_SECONDS = 300.0
 """How long a commit that others are always ahead of is tried again."""
+
+_PARTITIONED_BY = ["date", "hour"]
+_ONCE = CommitProperties(max_commit_retries=0)
+_READS_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -48,16 +63,32 @@ class Partition:
         return f"{self.date}T{self.hour:02d}"
 
 
+_NAME = re.compile(r"part-(?P<content>[0-9a-f]{32})-(?P<sources>\d+)-[0-9a-f]{8}\.parquet")
+
+
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """A Parquet file of one partition. Its name is made from its content: the same rows have the same name."""
+    """A Parquet file of one partition."""
 
     path: str
-    """Below the table's root, as in the Delta log."""
+    """Below the table's root."""
     partition: Partition
     size: int = field(compare=False)
     rows: int = field(compare=False)
     stats: str = field(default="", compare=False)
+
+    @property
+    def content(self) -> str:
+        """Digest of its bytes, which is in its name: the same rows have the same. Empty if another engine wrote it."""
+        return found["content"] if (found := self._named()) else ""
+
+    @property
+    def sources(self) -> int:
+        """How many microbatches it was made from, where it holds all of a raw hour; else 0."""
+        return int(found["sources"]) if (found := self._named()) else 0
+
+    def _named(self) -> re.Match[str] | None:
+        return _NAME.fullmatch(self.path.rsplit("/", 1)[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +105,6 @@ class Snapshot:
     def of(self, partition: Partition) -> tuple[DataFile, ...]:
         return self.files.get(partition, ())
 
-    def rows(self, partition: Partition) -> int:
-        return sum(file.rows for file in self.of(partition))
-
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -86,16 +114,34 @@ class Change:
     new: tuple[DataFile, ...]
 
     @property
-    def is_one(self) -> bool:
-        """Names come from the content: the same names are the same rows."""
-        return {file.path for file in self.old} != {file.path for file in self.new}
+    def rows_before(self) -> int:
+        return sum(file.rows for file in self.old)
 
+    @property
+    def rows_after(self) -> int:
+        return sum(file.rows for file in self.new)
 
-Check = Callable[[Partition, int, int], None]
-"""Called before a commit with a partition and its rows before and after; raises to stop it."""
 
 Build = Callable[[Partition, Sequence[DataFile]], Iterable[pa.Table]]
 """Makes a partition's new rows from its present files: tables in the order they are to be written, sorted by key."""
+
+Check = Callable[[Mapping[Partition, Change]], None]
+"""Called right before a commit with everything that was built for it; raises to stop it."""
+
+
+@cache
+def file_schema(name: str) -> pa.Schema:
+    """What is in a table's Parquet files: all but the partition columns. What columns mean is said in the Delta log."""
+    return pa.schema([pa.field(each.name, each.type) for each in TABLES[name] if each.name not in _PARTITIONED_BY])
+
+
+def conformed(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Rows of a file that may be older than `schema`: columns it lacks are null."""
+    columns = [
+        rows[each.name].cast(each.type) if each.name in rows.schema.names else pa.nulls(rows.num_rows, each.type)
+        for each in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 class CuratedTable:
@@ -104,7 +150,7 @@ class CuratedTable:
     def __init__(self, lake: Lake, name: str, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.name = name
         self.schema = TABLES[name]
-        self.file_schema = pa.schema([column for column in self.schema if column.name not in {"date", "hour"}])
+        self.file_schema = file_schema(name)
         self._lake = lake
         self._root = lake.keys.table(name)
         self._monotonic = monotonic
@@ -118,48 +164,36 @@ class CuratedTable:
         except TableNotFoundError:
             return None
         except (DeltaError, OSError) as error:
-            raise LakeUnreachableError(f"{self._lake.uri(self._root)}: {error}") from error
+            raise self._trouble(error) from error
         return Snapshot(table, _files(table))
 
-    def open_or_create(self) -> Snapshot:
-        """The newest version, making the table on first use. Two who make it at once get the same one."""
-        for _ in range(3):
-            if (snapshot := self.open()) is not None:
-                return snapshot
-            try:
-                DeltaTable.create(
-                    self._lake.uri(self._root),
-                    schema=self.schema,
-                    mode="error",
-                    partition_by=["date", "hour"],
-                    name=self.name,
-                    description=(self.schema.metadata or {}).get(b"doc", b"").decode(),
-                    storage_options=self._lake.delta_options(),
-                    commit_properties=CommitProperties(max_commit_retries=0),
-                )
-            except (CommitFailedError, DeltaError, OSError):
-                continue  # somebody else made it meanwhile; if not, opening it says why
-        snapshot = self.open()
-        if snapshot is None:
-            raise LakeUnreachableError(f"{self._lake.uri(self._root)} can be neither opened nor made")
-        return snapshot
-
     def fetch(self, file: DataFile, work: Path) -> pq.ParquetFile:
-        """A data file, copied beside the work and opened: its row groups can then be read one by one."""
-        local = work / f"{self.name}-{file.path.replace('/', '-')}"
-        if not local.exists():
-            self._lake.get_file(f"{self._root}/{unquote(file.path)}", local)
-        return pq.ParquetFile(local, memory_map=True)
+        """A data file, copied to this machine's disk, to be read row group by row group. Its room is freed with it."""
+        local = work / f"{self.name}-{secrets.token_hex(4)}.parquet"
+        self._lake.get_file(f"{self._root}/{file.path}", local)
+        opened = pq.ParquetFile(pa.OSFile(str(local)))
+        local.unlink()  # what is open stays readable
+        return opened
 
-    def read(
-        self, snapshot: Snapshot, partitions: Iterable[Partition], work: Path, columns: list[str] | None = None
-    ) -> pa.Table:
-        """The rows of some partitions, whole; for small tables."""
-        files = [file for partition in partitions for file in snapshot.of(partition)]
-        wanted = [name for name in self.file_schema.names if columns is None or name in columns]
+    def read(self, files: Iterable[DataFile], columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of some files, whole and in memory; for small tables."""
+        wanted = self.file_schema.names if columns is None else columns
         schema = pa.schema([self.file_schema.field(name) for name in wanted])
-        tables = [self.fetch(file, work).read(columns=wanted).cast(schema) for file in files]
-        return pa.concat_tables(tables) if tables else schema.empty_table()
+        tables = [schema.empty_table()]
+        for file in files:
+            stored = pq.ParquetFile(pa.BufferReader(self._lake.read(f"{self._root}/{file.path}")))
+            present = [name for name in wanted if name in stored.schema_arrow.names]
+            tables.append(conformed(stored.read(columns=present), schema))
+        return pa.concat_tables(tables)
+
+    def read_many(
+        self, snapshot: Snapshot, partitions: Iterable[Partition], columns: Sequence[str]
+    ) -> Iterator[tuple[Partition, pa.Table]]:
+        """The rows of many partitions, one after the other, several being fetched at once."""
+        wanted = list(partitions)
+        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+            tables = pool.map(lambda partition: self.read(snapshot.of(partition), columns), wanted)
+            yield from zip(wanted, tables, strict=True)
 
     # Writing.
 
@@ -168,29 +202,37 @@ class CuratedTable:
         partitions: Iterable[Partition],
         build: Build,
         work: Path,
-        metadata: Mapping[str, Any],
+        *,
+        metadata: Mapping[str, str],
         now: datetime,
-        check: Check = lambda *_: None,
+        sources: int = 0,
+        check: Check = lambda _: None,
     ) -> bool:
         """Replace whole partitions by what `build` makes of them, in one commit; partitions left out stay untouched.
 
         When another writer was ahead: if the touched partitions are as they were, commit again; otherwise build those
-        that changed again. Returns whether there was anything to commit. Raises ConflictError after PATIENCE_SECONDS.
+        that changed again. `sources`: how many microbatches a file is made from that holds all of a raw hour; it never
+        takes the place of one that was made from more. Returns whether there was anything to commit.
+
+        Raises ConflictError after PATIENCE_SECONDS, and when such a file is in place; what `check` raises; and
+        LakeRefusedError if the table is not one of this release.
         """
         wanted = sorted(set(partitions))
-        if not wanted:
-            return False
         give_up = self._monotonic() + PATIENCE_SECONDS
         built: dict[Partition, Change] = {}
         while True:
-            snapshot = self.open_or_create()
+            snapshot = self._open_to_write()
             for partition in wanted:
                 present = snapshot.of(partition)
-                if partition not in built or built[partition].old != present:
-                    built[partition] = Change(present, self._write(partition, build(partition, present), work))
-                change = built[partition]
-                check(partition, sum(file.rows for file in change.old), sum(file.rows for file in change.new))
-            changed = {partition: change for partition, change in built.items() if change.is_one}
+                known = built.get(partition)
+                if known is not None and present == known.new:
+                    built[partition] = Change(present, present)  # our commit came through, but its answer did not
+                elif known is None or present != known.old:
+                    self._check_not_outdated(partition, present, sources)
+                    new = self._write(partition, build(partition, present), present, work, sources)
+                    built[partition] = Change(present, new)
+            check(built)
+            changed = {partition: change for partition, change in built.items() if change.new != change.old}
             if not changed:
                 return False
             try:
@@ -203,113 +245,189 @@ class CuratedTable:
             else:
                 return True
 
+    def _check_not_outdated(self, partition: Partition, present: Sequence[DataFile], sources: int) -> None:
+        if any(file.sources > sources for file in present):
+            raise ConflictError(
+                f"{self.name} {partition}: another run has used microbatches that came after this one began; "
+                "run the hour again"
+            )
+
     def _commit(
-        self,
-        snapshot: Snapshot,
-        changed: Mapping[Partition, Change],
-        metadata: Mapping[str, Any],
-        now: datetime,
+        self, snapshot: Snapshot, changed: Mapping[Partition, Change], metadata: Mapping[str, str], now: datetime
     ) -> None:
+        """Raises CommitFailedError if another writer was ahead, or if it seems so."""
         moment = int(now.timestamp() * 1000)
         actions: list[AddAction | RemoveAction] = []
         for partition, change in changed.items():
             values: dict[str, str | None] = {"date": partition.date, "hour": str(partition.hour)}
-            actions += [
-                RemoveAction(file.path, True, moment, file.size, values)
-                for file in change.old
-                if file not in change.new
-            ]
-            actions += [
-                AddAction(file.path, file.size, values, moment, True, file.stats)
-                for file in change.new
-                if file not in change.old
-            ]
+            actions += [RemoveAction(file.path, True, moment, file.size, values) for file in change.old]
+            actions += [AddAction(file.path, file.size, values, moment, True, file.stats) for file in change.new]
         try:
             snapshot.table.create_write_transaction(
                 actions,
                 mode="append",
                 schema=self.schema,
-                partition_by=["date", "hour"],
+                partition_by=_PARTITIONED_BY,
                 commit_properties=CommitProperties(custom_metadata=dict(metadata), max_commit_retries=0),
             )
         except CommitFailedError:
             raise
         except (DeltaError, OSError) as error:
-            raise LakeUnreachableError(f"{self._lake.uri(self._root)}: {error}") from error
+            raise self._trouble(error) from error
 
-    def _write(self, partition: Partition, tables: Iterable[pa.Table], work: Path) -> tuple[DataFile, ...]:
-        """Write the rows of a partition as one Parquet file and store it; no rows, no file."""
-        beside = work / f"{self.name}-{partition}.parquet"
-        key_name, key, times, rows = KEYS.get(self.name), _Range(), _Range(), 0
-        writer: pq.ParquetWriter | None = None
-        for table in _in_row_groups(tables, self.file_schema):
-            writer = writer or pq.ParquetWriter(
-                beside, self.file_schema, **_parquet_options(self.name, self.file_schema)
-            )
-            writer.write_table(table, row_group_size=table.num_rows)
-            rows += table.num_rows
-            if key_name is not None and pa.types.is_integer(self.file_schema.field(key_name).type):
-                key.add(table[key_name])
-            if "created_at" in table.column_names:
-                times.add(table["created_at"])
-        if writer is None:
+    def _write(
+        self, partition: Partition, tables: Iterable[pa.Table], present: tuple[DataFile, ...], work: Path, sources: int
+    ) -> tuple[DataFile, ...]:
+        """Write the rows of a partition as one Parquet file and store it, unless it is there already."""
+        local = work / f"{self.name}-{partition}.parquet"
+        rows, stats = _write_parquet(self.name, tables, local)
+        if rows == 0:
             return ()
-        writer.close()
-        path = f"{partition.folder}/part-{_digest(beside)}.parquet"
-        self._lake.put_file(f"{self._root}/{path}", beside)
-        size = beside.stat().st_size
-        beside.unlink()
-        return (DataFile(path, partition, size, rows, _stats(rows, {key_name or "": key, "created_at": times})),)
+        content = _digest(local)
+        if [content] != [file.content for file in present]:
+            path = f"{partition.folder}/part-{content}-{sources}-{secrets.token_hex(4)}.parquet"
+            self._lake.put_file(f"{self._root}/{path}", local)
+            present = (DataFile(path, partition, local.stat().st_size, rows, stats),)
+        local.unlink()
+        return present
+
+    # The table itself.
+
+    def _open_to_write(self) -> Snapshot:
+        """The newest version, with all columns of this release; the table is made on first use.
+
+        Two who make or widen it at once get the same one.
+        """
+        give_up = self._monotonic() + PATIENCE_SECONDS
+        while True:
+            snapshot = self.open()
+            missing = [] if snapshot is None else self._missing_columns(snapshot.table)
+            if snapshot is not None and not missing:
+                return snapshot
+            try:
+                if snapshot is None:
+                    self._create()
+                else:
+                    snapshot.table.alter.add_columns(missing, commit_properties=_ONCE)
+            except (DeltaError, OSError) as error:  # most likely somebody else was first, which opening it again shows
+                if self._monotonic() > give_up or not isinstance(error, DeltaError):
+                    raise self._trouble(error) from error
+
+    def _create(self) -> None:
+        DeltaTable.create(
+            self._lake.uri(self._root),
+            schema=self.schema,
+            mode="error",
+            partition_by=_PARTITIONED_BY,
+            name=self.name,
+            description=(self.schema.metadata or {}).get(b"doc", b"").decode(),
+            configuration={"delta.checkpointInterval": "20"},  # opening reads the commits since the last checkpoint
+            storage_options=self._lake.delta_options(),
+            commit_properties=_ONCE,
+        )
+
+    def _missing_columns(self, table: DeltaTable) -> list[Any]:
+        """The columns this release has and the table has not, whole or in part. Raises LakeRefusedError."""
+        stored = _leaf_types(pa.schema(table.schema()))
+        ours = _leaf_types(self.schema)
+        unknown = sorted(stored.keys() - ours.keys())
+        other = sorted(path for path in stored.keys() & ours.keys() if stored[path] != ours[path])
+        if unknown:
+            raise LakeRefusedError(
+                f"{self._lake.uri(self._root)} has columns that this release does not know and would lose: "
+                f"{', '.join(unknown)}; update Tweetlake, or drop them"
+            )
+        if other:
+            raise LakeRefusedError(
+                f"{self._lake.uri(self._root)} has columns of other types than this release: "
+                + ", ".join(f"{path} ({stored[path]}, not {ours[path]})" for path in other)
+                + "; move the table away and compact its hours again"
+            )
+        missing = {path.split(".")[0] for path in ours.keys() - stored.keys()}
+        return [each for each in Schema.from_arrow(self.schema).fields if each.name in missing]
+
+    def _trouble(self, error: Exception) -> LakeRefusedError | LakeUnreachableError:
+        """What delta-rs raised, as what a caller has to know: does waiting help?"""
+        said = " ".join(re.sub(r"\x1b\[\d*m|↳", " ", str(error)).split())
+        refused = isinstance(error, DeltaProtocolError | SchemaMismatchError) or re.search(
+            r"necessary privileges|Unauthenticated|AccessDenied|Forbidden|NoSuchBucket|\b40[13]\b", said
+        )
+        kind = LakeRefusedError if refused else LakeUnreachableError
+        return kind(f"{self._lake.uri(self._root)}: {said}")
 
 
-def _in_row_groups(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
-    """The same rows in pieces of about ROWS_PER_GROUP: small pieces make poor row groups, large ones cost memory."""
+# --- Parquet ---
+
+
+def _write_parquet(name: str, tables: Iterable[pa.Table], file: Path) -> tuple[int, str]:
+    """Write rows to one file, the same bytes for the same rows. Returns their number and Delta's statistics of them.
+
+    No rows, no file.
+    """
+    schema = file_schema(name)
+    ranges = {
+        each: _Range()
+        for each in (KEYS.get(name), "created_at")
+        if each is not None and each in schema.names and not pa.types.is_string(schema.field(each).type)
+    }
+    rows = 0
+    writer: pq.ParquetWriter | None = None
+    try:
+        for group in _row_groups(tables, schema):
+            writer = writer or pq.ParquetWriter(file, schema, **_parquet_options(name))
+            writer.write_table(group, row_group_size=group.num_rows)
+            rows += group.num_rows
+            for column, seen in ranges.items():
+                seen.add(group[column])
+    finally:
+        if writer is not None:
+            writer.close()
+    return rows, _stats(rows, ranges)
+
+
+def _row_groups(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The same rows in pieces of ROWS_PER_GROUP, however they were divided before: a file's bytes depend on it."""
     waiting: list[pa.Table] = []
     count = 0
     for table in tables:
-        waiting.append(table.select(schema.names).cast(schema))
-        count += table.num_rows
-        if count >= ROWS_PER_GROUP:
-            whole = pa.concat_tables(waiting).combine_chunks()
+        rest = table.select(schema.names).cast(schema)
+        while count + rest.num_rows >= ROWS_PER_GROUP:
+            taken = ROWS_PER_GROUP - count
+            yield pa.concat_tables([*waiting, rest.slice(0, taken)]).combine_chunks()
+            rest = rest.slice(taken)
             waiting, count = [], 0
-            for start in range(0, whole.num_rows, ROWS_PER_GROUP):
-                yield whole.slice(start, ROWS_PER_GROUP)
+        waiting.append(rest)
+        count += rest.num_rows
     if count:
         yield pa.concat_tables(waiting).combine_chunks()
 
 
-_DELTA_ENCODED = ("id", "conversation_id", "created_at")
-"""Sorted or nearly so: DELTA_BINARY_PACKED is smaller than a dictionary there (measured 8% of a file)."""
+_DELTA_ENCODED = {"id", "conversation_id", "created_at", "editable_until", "edit_history_tweet_ids.list.element"}
+"""Sorted or nearly so: DELTA_BINARY_PACKED makes a file of tweets a tenth smaller than dictionaries do."""
 
 
 @cache
-def _leaves(name: str) -> tuple[str, ...]:
-    """Every leaf column of a table as Parquet names it."""
+def _parquet_options(name: str) -> dict[str, Any]:
+    """Zstd 3, page index, large dictionaries, delta encoding of what is sorted. A Bloom filter on the key would only
+    cost: files are sorted by it. Arrow's own schema is left out: half of a small file would be that.
+    """
+    schema = file_schema(name)
     sink = io.BytesIO()
-    schema = pa.schema([column for column in TABLES[name] if column.name not in {"date", "hour"}])
     pq.write_table(schema.empty_table(), sink)
     columns = pq.ParquetFile(sink).schema
-    return tuple(columns.column(index).path for index in range(len(columns)))
-
-
-def _parquet_options(name: str, schema: pa.Schema) -> dict[str, Any]:
-    """Zstd 3, page index, large dictionaries, delta encoding of what is sorted."""
-    delta = [
-        column
-        for column in _DELTA_ENCODED
-        if column in schema.names and not pa.types.is_string(schema.field(column).type)
-    ]
+    leaves = {columns.column(index).path: columns.column(index).physical_type for index in range(len(columns))}
+    delta = [leaf for leaf, physical in leaves.items() if leaf in _DELTA_ENCODED and physical == "INT64"]
     options: dict[str, Any] = {
         "compression": "zstd",
         "compression_level": 3,
         "write_page_index": True,
+        "store_schema": False,
         "dictionary_pagesize_limit": 4 * 1024 * 1024,
-        "use_dictionary": [leaf for leaf in _leaves(name) if leaf not in delta],
+        "use_dictionary": [leaf for leaf in leaves if leaf not in delta],
         "column_encoding": dict.fromkeys(delta, "DELTA_BINARY_PACKED"),
     }
-    key = KEYS.get(name)
-    if key is not None:
-        options["sorting_columns"] = [pq.SortingColumn(schema.get_field_index(key))]
+    if name in KEYS:
+        options["sorting_columns"] = [pq.SortingColumn(schema.get_field_index(KEYS[name]))]
     return options
 
 
@@ -330,20 +448,24 @@ class _Range:
 
 
 def _stats(rows: int, ranges: Mapping[str, _Range]) -> str:
-    """Statistics of a file as the Delta protocol writes them: engines skip files by them."""
+    """Statistics of a file as the Delta protocol writes them: engines skip files by them. Times have milliseconds
+    there, so the least is rounded down and the greatest up.
+    """
     known = {name: found for name, found in ranges.items() if found.least is not None}
     return json.dumps(
         {
             "numRecords": rows,
             "minValues": {name: _json(found.least) for name, found in known.items()},
-            "maxValues": {name: _json(found.greatest) for name, found in known.items()},
-            "nullCount": {name: found.nulls for name, found in known.items()},
+            "maxValues": {name: _json(found.greatest, timedelta(microseconds=999)) for name, found in known.items()},
+            "nullCount": {name: found.nulls for name, found in ranges.items()},
         }
     )
 
 
-def _json(value: Any) -> Any:
-    return value.isoformat(timespec="milliseconds").replace("+00:00", "Z") if isinstance(value, datetime) else value
+def _json(value: Any, more: timedelta = timedelta()) -> Any:
+    if isinstance(value, datetime):
+        return (value + more).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return value
 
 
 def _digest(file: Path) -> str:
@@ -351,14 +473,35 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()[:32]
 
 
+# --- the Delta log ---
+
+
 def _files(table: DeltaTable) -> dict[Partition, tuple[DataFile, ...]]:
     found: dict[Partition, list[DataFile]] = {}
     actions = pa.table(table.get_add_actions(flatten=True))
     columns = ("path", "size_bytes", "num_records", "partition.date", "partition.hour")
-    present = [name for name in columns if name in actions.column_names]
-    for row in actions.select(present).to_pylist():
+    for row in actions.select([name for name in columns if name in actions.column_names]).to_pylist():
         partition = Partition(row["partition.date"], int(row["partition.hour"]))
+        path = unquote(row["path"])  # the log writes it as a URL, and delta-rs makes one again of what we give it
         found.setdefault(partition, []).append(
-            DataFile(row["path"], partition, int(row["size_bytes"]), int(row.get("num_records") or 0))
+            DataFile(path, partition, int(row["size_bytes"]), int(row.get("num_records") or 0))
         )
     return {partition: tuple(sorted(files, key=lambda file: file.path)) for partition, files in found.items()}
+
+
+def _leaf_types(schema: pa.Schema) -> dict[str, str]:
+    """Every column that holds values, nested ones too, by its path: `urls.images.width`."""
+    found: dict[str, str] = {}
+
+    def look(path: str, type_: pa.DataType) -> None:
+        if pa.types.is_list(type_) or pa.types.is_large_list(type_):
+            look(path, type_.value_type)
+        elif pa.types.is_struct(type_):
+            for each in type_:
+                look(f"{path}.{each.name}", each.type)
+        else:
+            found[path] = str(type_).removeprefix("large_")
+
+    for each in schema:
+        look(each.name, each.type)
+    return found

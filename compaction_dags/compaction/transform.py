@@ -35,7 +35,7 @@ class Transform:
     function: Function
 
     def apply(self, rows: pa.Table) -> pa.Table:
-        """New rows in, the rows to keep out, in the same schema. Called for a part of an hour at a time.
+        """New rows in, the rows to keep out, in the same schema, sorted by id. Called for a part of an hour at a time.
 
         Raises TransformError naming the function and what is wrong with what it returned.
         """
@@ -70,7 +70,7 @@ class Transform:
                 ) from error
         kept = pa.table([_plain(column) for column in columns], schema=rows.schema)
         self._check_rows(kept, rows)
-        return kept
+        return kept.sort_by("id")
 
     def _check_rows(self, kept: pa.Table, rows: pa.Table) -> None:
         if len(pc.unique(kept["id"])) != kept.num_rows:
