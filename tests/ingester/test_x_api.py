@@ -185,7 +185,7 @@ async def test_a_failing_exchange_says_so_without_the_secret(status, body, error
 
     secret = XSecret(api_key=SecretStr("key"), api_secret=SecretStr("hush-hush"))
     with pytest.raises(error) as caught:
-        async with x_that(lambda _request: web.Response(), secret=secret, token_handler=token):
+        async with x_that(token, secret=secret, token_handler=token):
             pass
     assert "hush-hush" not in str(caught.value)
 
