@@ -208,9 +208,10 @@ def status(config: Path | None, as_json: bool) -> None:
     """
     with _settings_problems_told():
         settings = load(config)
-    file = settings.spool.directory / ADDRESS_FILE
-    default = f"http://{settings.health.host}:{settings.health.port}"
-    address = file.read_text().strip() if file.exists() else default
+    try:
+        address = (settings.spool.directory / ADDRESS_FILE).read_text().strip()
+    except OSError:  # not running, or the folder is another user's, as under systemd
+        address = f"http://{settings.health.host}:{settings.health.port}"
     try:
         with urllib.request.urlopen(f"{address}/status", timeout=5) as answer:  # noqa: S310 - our own address
             found: dict[str, Any] = json.load(answer)
