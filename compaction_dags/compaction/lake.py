@@ -16,6 +16,8 @@ from schemas.keys import LakeKeys, RawHour
 from schemas.settings import Lake as LakeSettings
 
 _REFUSALS = frozenset({400, 401, 403, 404})
+_PASSING = frozenset({"BadDigest", "IncompleteBody", "RequestTimeout"})
+"""Codes that come with a 400 and yet say nothing but that the line was bad."""
 _PIECE = 1 << 20
 
 
@@ -128,6 +130,7 @@ class Lake:
             "AWS_REGION": self.settings.region,
             "aws_conditional_put": "etag",  # S3's own put-if-absent makes a commit atomic; no lock table
             "timeout": "60s",
+            "retry_timeout": "60s",
         }
         if self.settings.endpoint_url:
             options |= {
@@ -175,7 +178,7 @@ class Lake:
         except ClientError as error:
             status: Any = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             code = error.response.get("Error", {}).get("Code", "")
-            if status in _REFUSALS:
+            if status in _REFUSALS and code not in _PASSING:
                 raise LakeRefusedError(f"{place}: S3 refuses: {status} {code}; {_hint(code)}") from error
             raise LakeUnreachableError(f"{place}: S3 answered {status} {code}") from error
         except BotoCoreError as error:

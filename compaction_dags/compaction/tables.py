@@ -169,7 +169,7 @@ class CuratedTable:
 
     def fetch(self, file: DataFile, work: Path) -> pq.ParquetFile:
         """A data file, copied to this machine's disk, to be read row group by row group. Its room is freed with it."""
-        local = work / f"{self.name}-{secrets.token_hex(4)}.parquet"
+        local = self._local(work)
         self._lake.get_file(f"{self._root}/{file.path}", local)
         opened = pq.ParquetFile(pa.OSFile(str(local)))
         local.unlink()  # what is open stays readable
@@ -221,7 +221,7 @@ class CuratedTable:
         give_up = self._monotonic() + PATIENCE_SECONDS
         built: dict[Partition, Change] = {}
         while True:
-            snapshot = self._open_to_write()
+            snapshot = self._open_to_write(give_up)
             for partition in wanted:
                 present = snapshot.of(partition)
                 known = built.get(partition)
@@ -279,7 +279,7 @@ class CuratedTable:
         self, partition: Partition, tables: Iterable[pa.Table], present: tuple[DataFile, ...], work: Path, sources: int
     ) -> tuple[DataFile, ...]:
         """Write the rows of a partition as one Parquet file and store it, unless it is there already."""
-        local = work / f"{self.name}-{partition}.parquet"
+        local = self._local(work)
         rows, stats = _write_parquet(self.name, tables, local)
         if rows == 0:
             return ()
@@ -291,14 +291,16 @@ class CuratedTable:
         local.unlink()
         return present
 
+    def _local(self, work: Path) -> Path:
+        return work / f"{self.name}-{secrets.token_hex(4)}.parquet"
+
     # The table itself.
 
-    def _open_to_write(self) -> Snapshot:
+    def _open_to_write(self, give_up: float) -> Snapshot:
         """The newest version, with all columns of this release; the table is made on first use.
 
         Two who make or widen it at once get the same one.
         """
-        give_up = self._monotonic() + PATIENCE_SECONDS
         while True:
             snapshot = self.open()
             missing = [] if snapshot is None else self._missing_columns(snapshot.table)
@@ -310,7 +312,7 @@ class CuratedTable:
                 else:
                     snapshot.table.alter.add_columns(missing, commit_properties=_ONCE)
             except (DeltaError, OSError) as error:  # most likely somebody else was first, which opening it again shows
-                if self._monotonic() > give_up or not isinstance(error, DeltaError):
+                if not isinstance(error, DeltaError) or self._monotonic() > give_up:
                     raise self._trouble(error) from error
 
     def _create(self) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import os
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -20,7 +21,8 @@ from compaction_dags.compaction.tables import CuratedTable, Snapshot
 from sandbox.s3 import RunningS3, running_s3
 from schemas.curated import TABLES
 from schemas.keys import LakeKeys, MicrobatchName, RawHour
-from schemas.settings import Settings, load
+from schemas.settings import Lake as LakeSettings
+from schemas.settings import Query, Settings, Transform
 from tests.compaction.pages import NOON, SPOOL_ID, encode, microbatch, page_record
 
 
@@ -40,25 +42,42 @@ class Place:
     directory: Path
     endpoint_url: str = ""
     _sequence: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    _lakes: dict[tuple[str, str], Lake] = field(default_factory=dict)
 
     @property
     def keys(self) -> LakeKeys:
         return LakeKeys(self.prefix)
 
-    def config(self, more: str = "") -> Path:
+    def settings(self, function: str = "") -> Settings:
+        """Settings of this lake, with a transform if one is named."""
+        return Settings(
+            lake=LakeSettings(
+                bucket=self.s3.bucket,
+                prefix=self.prefix,
+                endpoint_url=self.endpoint_url or self.s3.endpoint_url,
+                region=self.s3.region,
+            ),
+            query=[Query(name="lake", rule="lake")],
+            transform=Transform(function=function),
+        )
+
+    def config(self, function: str = "", **lake: str) -> Path:
+        """The same as a file; `lake` replaces settings of that section."""
+        settings = self.settings(function)
+        section = settings.lake.model_dump(include={"bucket", "prefix", "endpoint_url", "region"}) | lake
         file = self.directory / "tweetlake.toml"
         file.write_text(
-            f'[lake]\nbucket = "{self.s3.bucket}"\nprefix = "{self.prefix}"\n'
-            f'endpoint_url = "{self.endpoint_url or self.s3.endpoint_url}"\nregion = "{self.s3.region}"\n'
-            f'[[query]]\nname = "lake"\nrule = "lake"\n{more}'
-        )
+            "[lake]\n" + "".join(f'{name} = "{value}"\n' for name, value in section.items())
+            + f'[[query]]\nname = "lake"\nrule = "lake"\n[transform]\nfunction = "{function}"\n'
+        )  # fmt: skip
         return file
 
-    def settings(self, more: str = "") -> Settings:
-        return load(self.config(more))
-
     def lake(self) -> Lake:
-        return Lake(self.settings().lake)
+        """One for all, as making an S3 client takes a while; another one for another endpoint or secret."""
+        key = (self.endpoint_url, os.environ["AWS_SECRET_ACCESS_KEY"])
+        if key not in self._lakes:
+            self._lakes[key] = Lake(self.settings().lake)
+        return self._lakes[key]
 
     # Raw.
 
@@ -90,9 +109,9 @@ class Place:
 
     # Compaction.
 
-    def compact(self, *hours: datetime, more: str = "", now: datetime | None = None) -> HourSummary:
+    def compact(self, *hours: datetime, function: str = "", now: datetime | None = None) -> HourSummary:
         """Compact these raw hours, or all that are stale."""
-        settings = self.settings(more)
+        settings = self.settings(function)
         wanted = [str(RawHour.of(hour)) for hour in hours] or job.plan_hours(settings, include_open=True, full=True)
         return job.compact(settings, wanted, now=now)
 
