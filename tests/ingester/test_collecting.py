@@ -277,3 +277,36 @@ async def test_cancelling_a_caller_does_not_tear_a_record(world):
 
     await live(configured, clock, x, store, seconds=45, during=during)
     assert store.records()
+
+
+async def test_a_full_spool_stops_asking_and_goes_on_by_itself_when_s3_is_back(tmp_path):
+    clock = VirtualClock()
+    x, store = SimulatedX(clock, tweets_per_second=50), MemoryStore()
+    spool = {"directory": tmp_path / "spool", "min_free_bytes": 0, "max_bytes": 1_000_000, "codec": "null"}
+    configured = settings(tmp_path, spool=spool)
+    store.faults.append(lambda verb, _key: Transient("503") if verb == "put" and clock.seconds < 3000 else None)
+    seen = []
+    x.faults.append(lambda request: seen.append(clock.seconds))
+
+    async def life(seconds):
+        return await live(configured, clock, x, store, seconds=seconds, crash=True)
+
+    run = await life(2900)
+    assert run.spool.used_bytes() < 1_200_000, "a page or two over the quota at most"
+    assert max(seen) < 1500, "asking stopped long before S3 came back"
+    assert any(
+        problem.event == "spool_full" and "spool.max_bytes" in problem.detail for problem in run.telemetry.problems
+    )
+    run = await live(configured, clock, x, store, seconds=600)
+    ids = stored_ids(store.records())
+    assert not final_state(run).todo
+    assert sorted(set(ids)) == expected(x, run)
+
+
+async def test_a_disk_with_too_little_left_is_named_with_its_setting(tmp_path):
+    clock = VirtualClock()
+    x = SimulatedX(clock)
+    spool = {"directory": tmp_path / "spool", "min_free_bytes": 10**18}
+    run = await live(settings(tmp_path, spool=spool), clock, x, MemoryStore(), seconds=120)
+    assert x.requests == []
+    assert "spool.min_free_bytes" in str(run.service.health()["reasons"])
