@@ -35,21 +35,29 @@ class HourSummary:
 
 @dataclass(slots=True)
 class Merged:
-    """New rows of one event hour, counted where they pass on their way into it."""
+    """Rows of one event hour, counted where they pass. Ids are counted apart from merging, so that its errors show."""
 
     read: int = 0
-    distinct: int = 0
+    """New rows, repeats included."""
+    ids: int = 0
+    """Distinct ids among them."""
+    merged: int = 0
+    """Rows that merging made of them."""
     kept: int = 0
+    """Rows that the user's transform left of these."""
     filtered: Counter[str] = field(default_factory=Counter)
-    """By the microbatch they came from."""
+    """Rows that it did not, by the microbatch they came from."""
+    together: int = 0
+    """Distinct ids of what was kept and what was in the table."""
 
 
-def check_partition(name: str, partition: Partition, change: Change, new: int) -> None:
-    """The shrink guard: merging never loses rows, nor makes more than there were. Raises AccountingError."""
+def check_event_hour(partition: Partition, change: Change, counts: Merged) -> None:
+    """The shrink guard: no tweet is lost that was there or is new, and none is made up. Raises AccountingError."""
     before, after = change.rows_before, change.rows_after
-    if not max(before, new) <= after <= before + new:
+    if after != counts.together or after < before:
         raise AccountingError(
-            f"{name} {partition}: {before} rows and {new} new ones cannot make {after}; nothing was committed"
+            f"tweets {partition}: {before} rows and {counts.kept} new ones make {counts.together}, "
+            f"but {after} would be written; nothing was committed"
         )
 
 

@@ -14,9 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from compaction_dags.compaction import plan, transform
-from compaction_dags.compaction.checks import HourSummary, Merged, check_partition, check_summary
+from compaction_dags.compaction.checks import HourSummary, Merged, check_event_hour, check_summary
 from compaction_dags.compaction.decode import RawPage, Reject, decode_pages, page_batches
 from compaction_dags.compaction.errors import (
     AccountingError,
@@ -210,6 +211,7 @@ class _Hour:
         for ids in cut([*stored, *runs], ids_of(event_hour)):
             new = self._new_tweets(together(runs, ids, table.file_schema), counts)
             old = together(stored, ids, table.file_schema)
+            counts.together += _distinct(new[key], old[key])
             yield merged_tweets(pa.concat_tables([new, old])) if old.num_rows else new
 
     def _new_tweets(self, read: pa.Table, counts: Merged) -> pa.Table:
@@ -217,14 +219,15 @@ class _Hour:
         distinct = merged_tweets(read)
         kept = self._transform.apply(distinct) if self._transform else distinct
         counts.read += read.num_rows
-        counts.distinct += distinct.num_rows
+        counts.ids += _distinct(read[KEYS["tweets"]])
+        counts.merged += distinct.num_rows
         counts.kept += kept.num_rows
         counts.filtered += _counted(distinct["raw_key"]) - _counted(kept["raw_key"])
         return kept
 
     def _check_tweets(self, changes: Mapping[Partition, Change]) -> None:
         for event_hour, change in changes.items():
-            check_partition("tweets", event_hour, change, self._merged[event_hour].kept)
+            check_event_hour(event_hour, change, self._merged[event_hour])
         check_summary(self._summary())
 
     def _summary(self) -> HourSummary:
@@ -235,8 +238,8 @@ class _Hour:
             pages=sum(noted.pages for noted in files),
             rows_in=sum(noted.rows for noted in files),
             tweets_written=sum(counts.kept for counts in merged),
-            duplicates=sum(counts.read - counts.distinct for counts in merged),
-            filtered=sum(counts.distinct - counts.kept for counts in merged),
+            duplicates=sum(counts.read - counts.ids for counts in merged),
+            filtered=sum(counts.merged - counts.kept for counts in merged),
             rejected=sum(noted.rejects for noted in files),
         )
 
@@ -292,6 +295,11 @@ class _Hour:
     def _metadata(self) -> dict[str, str]:
         """What a commit says of itself in the Delta log."""
         return {"tweetlake.raw_hour": str(self._hour), "tweetlake.version": version("tweetlake")}
+
+
+def _distinct(*columns: pa.ChunkedArray) -> int:
+    chunks = [chunk for column in columns for chunk in column.chunks]
+    return int(pc.count_distinct(pa.chunked_array(chunks, pa.int64())).as_py())
 
 
 def _counted(column: pa.ChunkedArray) -> Counter[str]:
