@@ -45,7 +45,7 @@ class Transform:
 
         try:
             returned: Any = self.function(rows.to_pandas(types_mapper=pd.ArrowDtype))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise TransformError(f"transform.function {self.name} failed: {type(error).__name__}: {error}") from error
         if not isinstance(returned, pd.DataFrame):
             raise TransformError(f"transform.function {self.name} returned {type(returned).__name__}, not a DataFrame")
@@ -54,11 +54,13 @@ class Transform:
     def _checked(self, returned: "pd.DataFrame", rows: pa.Table) -> pa.Table:
         lost = [name for name in rows.schema.names if name not in returned.columns]
         extra = [str(name) for name in returned.columns if name not in rows.schema.names]
-        if lost or extra:
+        twice = [str(name) for name in returned.columns[returned.columns.duplicated()]]
+        if lost or extra or twice:
             raise TransformError(
                 f"transform.function {self.name} must return the columns it got"
                 + (f"; missing: {', '.join(lost)}" if lost else "")
                 + (f"; not known to the table: {', '.join(extra)}" if extra else "")
+                + (f"; there twice: {', '.join(twice)}" if twice else "")
             )
         columns = []
         for column in rows.schema:
@@ -95,7 +97,7 @@ def load(name: str) -> Transform | None:
     module_name, function_name = name.split(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script is no module: importing it runs it, up to its sys.exit()
         raise TransformError(
             f"transform.function {name}: module {module_name} cannot be imported: {error}; "
             "install it where compaction runs, or put its folder on PYTHONPATH"
