@@ -1,7 +1,6 @@
 """The user's own step: a function on a pandas DataFrame of new tweets, loaded by name, checked going in and coming out.
 
-pandas is imported only when a function is configured. Columns travel as pandas ArrowDtype, so nested values, int64 ids
-and nulls come back as they went.
+Columns travel as pandas ArrowDtype, so nested values, int64 ids and nulls come back as they went.
 """
 
 import hashlib
