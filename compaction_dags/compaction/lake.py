@@ -72,13 +72,11 @@ class Lake:
     def days(self) -> list[date]:
         """Every UTC day that has raw, oldest first."""
         prefix = f"{self.keys.raw}date="
-        found = []
-        with self._errors(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.settings.bucket, Prefix=prefix, Delimiter="/"
-            )
-            for page in pages:
-                found += [entry["Prefix"].removeprefix(prefix).rstrip("/") for entry in page.get("CommonPrefixes", [])]
+        found = [
+            entry["Prefix"].removeprefix(prefix).rstrip("/")
+            for page in self._pages(prefix, delimiter="/")
+            for entry in page.get("CommonPrefixes", [])
+        ]
         return sorted(day for text in found if (day := _day(text)) is not None)
 
     def raw_of_day(self, day: date) -> dict[RawHour, list[RawObject]]:
@@ -148,13 +146,22 @@ class Lake:
         return options
 
     def _list(self, prefix: str) -> list[RawObject]:
+        return [
+            RawObject(entry["Key"], entry["Size"], entry["ETag"].strip('"'))
+            for page in self._pages(prefix)
+            for entry in page.get("Contents", [])
+        ]
+
+    def _pages(self, prefix: str, delimiter: str = "") -> Iterator[Any]:
+        """The pages of a listing. boto3 takes whatever is XML for an empty one, such as an HTML page with status 200."""
         with self._errors(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.settings.bucket, Prefix=prefix)
-            return [
-                RawObject(entry["Key"], entry["Size"], entry["ETag"].strip('"'))
-                for page in pages
-                for entry in page.get("Contents", [])
-            ]
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.settings.bucket, Prefix=prefix, Delimiter=delimiter
+            )
+            for page in pages:
+                if "IsTruncated" not in page:
+                    raise LakeRefusedError(f"{self.uri(prefix)}: what answers there is no S3; mend lake.endpoint_url")
+                yield page
 
     def _hour_of(self, key: str) -> RawHour | None:
         """The raw hour of the folder a microbatch lies in; None for what is no microbatch."""
