@@ -149,6 +149,14 @@ def test_a_tweet_curated_from_another_hour_stays_when_a_later_fetch_of_it_is_fil
     assert ledger.place.tweets(["like_count"])[first_id_at(about)]["like_count"] == 1
 
 
+def test_a_function_that_now_drops_a_row_does_not_take_it_out_of_the_table(ledger: Ledger) -> None:
+    """As docs/transform.md says: no row leaves the table by a change of settings."""
+    ledger.ship(NOON, ("lake", [tweet(NOON), tweet(NOON, 1, lang="de")]))
+    ledger.place.compact()
+    assert ledger.place.compact(NOON, function=EXAMPLE).filtered == 1
+    assert len(ledger.place.tweets()) == 2
+
+
 class Killed(BaseException):
     """As good as SIGKILL within a process: nothing in the code under test catches it."""
 

@@ -240,3 +240,16 @@ def test_the_example_leaves_what_it_was_given_untouched(rows: pa.Table) -> None:
     before = rows.to_pylist()
     applied(rows, clean_and_filter)
     assert rows.to_pylist() == before
+
+
+def test_the_function_in_the_documentation_works_as_it_stands(rows: pa.Table) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "transform.md").read_text("utf-8")
+    (source,) = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    made: dict[str, Any] = {}
+    exec(compile(source, "docs/transform.md", "exec"), made)
+    kept = applied(rows, made["only_liked_and_lower"])
+    liked = [row for row in rows.to_pylist() if (row["like_count"] or 0) >= 10]
+    assert 0 < len(liked) < rows.num_rows
+    assert kept.to_pylist() == [row | {"text": row["text"].lower()} for row in liked]
+    for name in transform._KEPT:
+        assert f"`{name}`" in document
