@@ -1,6 +1,7 @@
 """The front door of compaction without Airflow: `tweetlake-compact`."""
 
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 EXIT_FAILED, EXIT_TEMPORARY = 1, 75
 """75 is EX_TEMPFAIL of sysexits.h: trying again later is enough."""
+_GRAVITY = (0, EXIT_TEMPORARY, EXIT_FAILED)
 
 
 def _hour(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -51,21 +53,29 @@ def main(config: Path | None, hours: tuple[str, ...], closed_only: bool, full: b
       tweetlake-compact --config tweetlake.toml --closed-only
       tweetlake-compact --raw-hour 2026-11-20T13 --raw-hour 2026-11-20T14
     \b
+    An hour that fails for a reason of its own is told and does not hold up the others. Rows wait in $TMPDIR while an
+    hour is being read: about 1 kB a tweet.
+
     Exit codes: 0 done, 78 settings, 75 S3 does not answer or others were ahead (try again), 1 anything else.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # with what is left in $TMPDIR cleared
     with _told():
-        settings = load(config)
-        _compact(settings, hours, closed_only, full)
+        sys.exit(_compact(load(config), hours, closed_only, full))
 
 
-def _compact(settings: Settings, hours: tuple[str, ...], closed_only: bool, full: bool) -> None:
+def _compact(settings: Settings, hours: tuple[str, ...], closed_only: bool, full: bool) -> int:
+    """Compact, print the summary, and say how it went as an exit code."""
     from compaction_dags.compaction import job
 
     console = Console(stderr=True)
     wanted = job.plan_hours(settings, include_open=not closed_only, hours=hours or None, full=full)
+    errors: list[Exception] = []
     with _shown(console, len(wanted)) as report:
-        summary = job.compact(settings, wanted, report)
+        summary = job.compact(settings, wanted, report, failed=lambda _, error: errors.append(error))
+    for error in errors:
+        _say(error)
     click.echo(json.dumps(summary.as_dict()))
+    return max(map(_exit_code, errors), key=_GRAVITY.index, default=0)
 
 
 @contextmanager
@@ -98,15 +108,28 @@ def _told() -> Iterator[None]:
     try:
         yield
     except SettingsError as error:
-        click.echo(f"tweetlake-compact: {error}", err=True)
+        _say(error)
         sys.exit(EXIT_CONFIG)
+    except OSError as error:  # this machine's disk; S3's troubles have names of their own
+        _say(error)
+        sys.exit(EXIT_FAILED)
     except Exception as error:
-        from compaction_dags.compaction.errors import CompactionError, ConflictError, LakeUnreachableError
+        from compaction_dags.compaction.errors import CompactionError
 
         if not isinstance(error, CompactionError):
             raise
-        click.echo(f"tweetlake-compact: {error}", err=True)
-        sys.exit(EXIT_TEMPORARY if isinstance(error, ConflictError | LakeUnreachableError) else EXIT_FAILED)
+        _say(error)
+        sys.exit(_exit_code(error))
+
+
+def _say(error: Exception) -> None:
+    click.echo(f"tweetlake-compact: {error}", err=True)
+
+
+def _exit_code(error: Exception) -> int:
+    from compaction_dags.compaction.errors import ConflictError, LakeUnreachableError
+
+    return EXIT_TEMPORARY if isinstance(error, ConflictError | LakeUnreachableError) else EXIT_FAILED
 
 
 if __name__ == "__main__":

@@ -349,7 +349,11 @@ class CuratedTable:
         return [each for each in Schema.from_arrow(self.schema).fields if each.name in missing]
 
     def _trouble(self, error: Exception) -> LakeRefusedError | LakeUnreachableError:
-        """What delta-rs raised, as what a caller has to know: does waiting help?"""
+        """What delta-rs raised, as what a caller has to know: does waiting help?
+
+        boto3 is asked first, and raises if the trouble is the bucket, the credentials or the line: it says so better.
+        """
+        self._lake.days()
         said = " ".join(re.sub(r"\x1b\[\d*m|↳", " ", str(error)).split())
         refused = isinstance(error, DeltaProtocolError | SchemaMismatchError) or re.search(
             r"necessary privileges|Unauthenticated|AccessDenied|Forbidden|NoSuchBucket|\b40[13]\b", said

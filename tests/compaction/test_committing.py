@@ -468,14 +468,14 @@ def test_wrong_credentials_are_for_a_person_and_silence_is_for_later(
 ) -> None:
     add(place, [1])
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(LakeRefusedError, match="privileges"):
-        place.table("tweets").open()
-    with pytest.raises(LakeRefusedError, match="SignatureDoesNotMatch; the secret key is wrong"):
-        place.lake().read(f"{place.prefix}anything")
+    for trouble in (place.table("tweets").open, lambda: place.lake().read(f"{place.prefix}anything")):
+        with pytest.raises(LakeRefusedError, match="SignatureDoesNotMatch; the secret key is wrong"):
+            trouble()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", place.s3.secret_key)
     place.endpoint_url = "http://127.0.0.1:9"
     monkeypatch.setattr(tables.Lake, "delta_options", impatient(tables.Lake.delta_options))
-    with pytest.raises(LakeUnreachableError, match="curated/tweets: .*error"):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with pytest.raises(LakeUnreachableError, match="Could not connect"):
         place.table("tweets").open()
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from compaction_dags.compaction.checks import HourSummary
+from compaction_dags.compaction.errors import TransformError
 from tests.compaction.conftest import Place, hours
-from tests.compaction.pages import NOON
+from tests.compaction.pages import NOON, encode, page_record
 
 
 @pytest.fixture
@@ -54,3 +55,28 @@ def test_a_changed_function_reaches_an_hour_that_is_done_again(place: Place, fol
     place.compact(NOON, function="hook_a:f")
     assert {row["text"] for row in place.tweets(["text"]).values()} == {"tweet 0?", "tweet 1?", "tweet 2?"}
     assert {row["transform_version"] for row in place.rows("ingested_files")} != {version}
+
+
+def test_a_failing_function_leaves_the_tables_as_they_were(place: Place, folder: Path) -> None:
+    place.ship_tweets([1])
+    place.compact()
+    before = place.versions()
+    place.ship_tweets([2])
+    module(folder, "def f(frame): return frame['mood']")
+    with pytest.raises(TransformError, match=r"hook_a:f failed: KeyError: 'mood'"):
+        place.compact(function="hook_a:f")
+    assert place.versions() == before
+    assert place.compact().tweets_written == 2
+
+
+def test_the_shipped_example_is_counted_too(place: Place) -> None:
+    tweets = [
+        {"id": "1", "text": " a\tlake\n", "lang": "en"},
+        {"id": "2", "text": "ein See", "lang": "de"},
+        {"id": "3", "text": "RT", "lang": "en", "referenced_tweets": [{"type": "retweeted", "id": "1"}]},
+        {"id": "4", "text": "no language"},
+    ]
+    place.ship([page_record(encode({"data": tweets, "meta": {}}))])
+    done = place.compact(function="compaction_dags.examples:clean_and_filter")
+    assert (done.rows_in, done.tweets_written, done.filtered) == (4, 1, 3)
+    assert place.tweets(["text", "text_sent"]) == {1: {"id": 1, "text": "a lake", "text_sent": " a\tlake\n"}}

@@ -4,6 +4,7 @@ between.
 
 import io
 import json
+import multiprocessing
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import pytest
 from compaction_dags.compaction import job
 from compaction_dags.compaction.checks import HourSummary
 from compaction_dags.compaction.decode import RawPage
-from compaction_dags.compaction.errors import AccountingError, UnknownFormatError
+from compaction_dags.compaction.errors import AccountingError, ConflictError, UnknownFormatError
 from schemas.curated import DECODED, KEYS, TABLES
 from schemas.raw import META_FORMAT
 from schemas.snowflake import MAX_ID, first_id_at
@@ -172,6 +173,56 @@ def test_a_backlog_of_many_event_hours_and_ids_of_every_age(place: Place) -> Non
     assert changed, "the microbatch was fetched later, so its rows moved"
 
 
+# --- many runs ---
+
+
+@pytest.fixture(scope="module")
+def forking() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["compaction_dags.compaction.job"])
+    return context
+
+
+def compact_noon(settings: Any, together: Any) -> None:
+    together.wait()
+    job.compact_hour(settings, "2026-11-20T12")
+
+
+def test_two_processes_that_compact_the_same_hour_at_once(place: Place, forking: Any) -> None:
+    keys = ship(place, World(seed=8), NOON)
+    together = forking.Barrier(2)
+    pair = [forking.Process(target=compact_noon, args=(place.settings(), together)) for _ in range(2)]
+    for process in pair:
+        process.start()
+    for process in pair:
+        process.join(100)
+    assert [process.exitcode for process in pair] == [0, 0]
+    agrees(place, keys)
+    assert set(place.versions().values()) <= {0, 1}, "the second found everything as it would have made it"
+    assert place.compact() == HourSummary()
+
+
+def test_a_run_that_began_before_a_late_microbatch_takes_nothing_back(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(seed=9)
+    keys = ship(place, world, NOON, files=1)
+    decode, decoded = job.decode_pages, []
+
+    def another_run_is_faster(pages: Any) -> Any:
+        decoded.append(1)
+        if len(decoded) == 1:
+            keys.extend(ship(place, world, NOON, files=1))
+            place.compact(NOON)
+        return decode(pages)
+
+    monkeypatch.setattr(job, "decode_pages", another_run_is_faster)
+    with pytest.raises(ConflictError, match="run the hour again"):
+        place.compact(NOON)
+    agrees(place, keys)
+    assert place.compact() == HourSummary()
+
+
 # --- what cannot be used ---
 
 
@@ -249,6 +300,11 @@ def test_pages_that_hold_no_search_results_are_no_rejects(place: Place) -> None:
     assert place.rows("tweets") == place.rows("rejects") == []
 
 
+def test_an_hour_without_microbatches_makes_empty_tables(place: Place) -> None:
+    assert place.compact(NOON) == HourSummary(raw_hours=1)
+    assert all(place.rows(name) == [] for name in TABLES)
+
+
 def test_a_newer_format_stops_its_hour_only(place: Place) -> None:
     place.put(microbatch([page_record(page_of([1]))], metadata={META_FORMAT: "99"}), NOON)
     place.ship_tweets([2], NOON + hours(1))
@@ -258,6 +314,24 @@ def test_a_newer_format_stops_its_hour_only(place: Place) -> None:
 
 
 # --- what is noted ---
+
+
+def test_where_every_row_came_from_is_noted(place: Place) -> None:
+    keys = ship(place, World(seed=11), NOON, files=2)
+    now = NOON + hours(1)
+    place.compact(now=now)
+    client = place.s3.client()
+    for key, noted in zip(keys, place.rows("ingested_files"), strict=True):
+        found = client.head_object(Bucket=place.s3.bucket, Key=key)
+        assert noted["raw_key"] == key
+        assert (noted["bytes"], noted["etag"]) == (found["ContentLength"], found["ETag"].strip('"'))
+        assert noted["sha256"] == found["Metadata"]["sha256"]
+        assert (noted["records"], noted["pages"], noted["rows"], noted["rejects"]) == (4, 3, 75, 0)
+        assert (noted["sequence"], noted["spool_id"]) == (keys.index(key) + 1, "9f86d081")
+        assert (noted["transform"], noted["transform_version"], noted["filtered"]) == (None, None, 0)
+        assert noted["ingested_at"] == now
+    history = place.delta("tweets").history(1)[0]
+    assert history["tweetlake.raw_hour"] == "2026-11-20T12"
 
 
 def test_progress_is_told_by_microbatch(place: Place) -> None:
