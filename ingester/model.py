@@ -34,6 +34,7 @@ class RawRecord(TypedDict, total=False):
     asked_below: int | None
     frontier_id: int | None
     intervals: list[IntervalRecord]
+    order: str | None
     endpoint: str | None
     request: str | None
     page_index: int | None

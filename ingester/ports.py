@@ -36,8 +36,16 @@ class StoredObject:
     metadata: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Versioned:
+    """An object's content and the ETag that names this version of it."""
+
+    content: bytes
+    etag: str
+
+
 class ObjectStore(Protocol):
-    """S3, or what speaks like it. Called by the uploader and once at start; every call is one attempt.
+    """S3, or what speaks like it: raw objects are created once, control objects change under If-Match. One attempt a call.
 
     Every method raises Transient (back off and call again: 409, 5xx, SlowDown, reset, time-out) or NeedsOperator
     (pause and probe: 401, 403, NoSuchBucket, any other 4xx).
@@ -60,6 +68,21 @@ class ObjectStore(Protocol):
 
     async def list_keys(self, prefix: str) -> list[str]:
         """Every key below the prefix, in order. Called for a day of raw at a time."""
+        ...
+
+    async def read(self, key: str) -> Versioned | None:
+        """A small control object; None if nothing lies there."""
+        ...
+
+    async def replace(self, key: str, content: bytes, *, etag: str | None) -> str:
+        """Replace the version that `etag` names, or create the object if it is None. Returns the new ETag.
+
+        Raises KeyTaken if something else lies there by now. An answer that was lost is Transient: read to see who won.
+        """
+        ...
+
+    async def delete(self, key: str) -> None:
+        """Remove a control object; nothing happens if there is none."""
         ...
 
 

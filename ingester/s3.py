@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,7 +12,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError, PartialCredentialsError
 
 from ingester.errors import ChecksumRefused, KeyTaken, NeedsOperator, Transient
-from ingester.ports import StoredObject
+from ingester.ports import StoredObject, Versioned
 from schemas.settings import Lake
 
 if TYPE_CHECKING:
@@ -72,6 +73,40 @@ class S3:
 
         return await self._call(list_all, prefix)
 
+    async def read(self, key: str) -> Versioned | None:
+        def read() -> Versioned | None:
+            try:
+                found = self._client.get_object(Bucket=self._bucket, Key=key)
+            except ClientError as error:
+                if _status(error) == 404 and _code(error) != "NoSuchBucket":
+                    return None
+                raise
+            return Versioned(found["Body"].read(), found["ETag"])
+
+        return await self._call(read, key)
+
+    async def replace(self, key: str, content: bytes, *, etag: str | None) -> str:
+        def put() -> str:
+            checksum = base64.b64encode(hashlib.sha256(content).digest()).decode()
+            asked: Any = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+            answer = self._client.put_object(
+                Bucket=self._bucket, Key=key, Body=content, ChecksumSHA256=checksum, **asked
+            )
+            return answer["ETag"]
+
+        try:
+            return await self._call(put, key)
+        except NeedsOperator as error:
+            if isinstance(cause := error.__cause__, ClientError) and _status(cause) == 404 and etag is not None:
+                raise KeyTaken(f"{key} is gone") from error  # S3 answers 404 to If-Match without an object
+            raise
+
+    async def delete(self, key: str) -> None:
+        def delete() -> None:
+            self._client.delete_object(Bucket=self._bucket, Key=key)
+
+        await self._call(delete, key)
+
     async def _call(self, call: Callable[[], _T], what: str) -> _T:
         try:
             return await asyncio.to_thread(call)
@@ -99,7 +134,7 @@ def _sorted(error: ClientError | BotoCoreError, what: str) -> Exception:
         return NeedsOperator(f"{what}: no AWS credentials were found (environment, profile or instance role)")
     if isinstance(error, HTTPClientError) or not isinstance(error, ClientError):
         return Transient(f"{what}: {error}")
-    code, status = error.response.get("Error", {}).get("Code", ""), _status(error)
+    code, status = _code(error), _status(error)
     sentence = f"{what}: {status} {code}"
     if status == 412:
         return KeyTaken(sentence)
@@ -113,6 +148,10 @@ def _sorted(error: ClientError | BotoCoreError, what: str) -> Exception:
 def _status(error: ClientError) -> int:
     metadata: Any = error.response.get("ResponseMetadata", {})
     return int(metadata.get("HTTPStatusCode", 0))
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def _hint(code: str) -> str:

@@ -55,6 +55,7 @@ class Telemetry:
         self.problems: deque[Problem] = deque(maxlen=50)
         self._now = now or (lambda: datetime.now(UTC))
         self._log = structlog.get_logger()
+        self._told = self._counter("problems", "Problems told, by event; docs/runbook.md has each.", "event")
         self._requests = self._counter("requests", "Requests to X by what the answer meant.", "query", "meaning")
         self._pages = self._counter("pages_stored", "Pages of X made durable in the spool.", "query")
         self._posts = self._counter("posts_stored", "Posts in the pages stored, repeats included.", "query")
@@ -95,6 +96,7 @@ class Telemetry:
         return Counter(f"tweetlake_{name}", doc, labels, registry=self.registry)
 
     def _problem(self, event: str, detail: str, **facts: Any) -> None:
+        self._told.labels(event).inc()
         self.problems.append(Problem(self._now(), event, detail))
         self._log.warning(event, detail=detail, **facts)
 

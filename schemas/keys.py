@@ -85,6 +85,24 @@ class LakeKeys:
     def control(self) -> str:
         return f"{self.prefix}control/"
 
+    @property
+    def lease(self) -> str:
+        """Who collects into this lake: owned by a spool id."""
+        return f"{self.control}lease"
+
+    @property
+    def requests(self) -> str:
+        """Below it lie the orders that commands and DAGs give to the ingester, one create-only object each."""
+        return f"{self.control}requests/"
+
+    def request(self, order: str) -> str:
+        """The key of one order."""
+        return f"{self.requests}{order}.json"
+
+    def retired(self, spool_id: str) -> str:
+        """Says that a spool will never write again, so that hours it wrote into can be closed."""
+        return f"{self.control}retired/{spool_id}.json"
+
     def raw_hour(self, hour: RawHour) -> str:
         """The prefix under which every microbatch of one raw hour lies."""
         return self.raw + hour.folder

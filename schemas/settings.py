@@ -92,6 +92,9 @@ class Query(_Section):
     poll_every_seconds: float = Field(30.0, ge=0.1, le=86_400)
     first_poll_hours: float = Field(1.0, ge=0, le=168, description="How far back a query with no history starts.")
     overlap_seconds: float = Field(30.0, ge=0, le=3_600, description="Re-read this much behind the frontier; 0: off.")
+    reread_minutes: float = Field(0.0, ge=0, le=1_440, description="Once an hour, re-read the last so many; 0: off.")
+    usd_per_month: float | None = Field(None, ge=0, description="This query's own cap, within the common one.")
+    usd_per_day: float | None = Field(None, ge=0)
 
 
 class Spool(_Section):
@@ -124,6 +127,7 @@ class Budget(_Section):
     usd_per_day: float | None = Field(None, ge=0)
     posts_per_month: int | None = Field(None, ge=0)
     posts_per_day: int | None = Field(None, ge=0)
+    reconcile: bool = Field(True, description="Ask X once an hour what it counted, and book what we missed.")
 
 
 class Price(_Section):
@@ -136,6 +140,12 @@ class Price(_Section):
     counts_request_usd: float = Field(0.005, ge=0)
     repeat_post_usd: float = Field(0.0, ge=0, description="The same post again within one UTC day.")
     bill_includes: bool = True
+
+
+class Audit(_Section):
+    """What proves that nothing is missing."""
+
+    counts_daily: bool = Field(True, description="Ask once a day how many posts each hour had; one request per query.")
 
 
 class Transform(_Section):
@@ -174,6 +184,7 @@ class Settings(BaseSettings):
     spool: Spool = Spool()
     budget: Budget = Budget()
     price: Price = Price()
+    audit: Audit = Audit()
     transform: Transform = Transform()
     health: Health = Health()
     service: Service = Service()

@@ -1,6 +1,7 @@
 """A world in virtual time for the ingester: clock, X and S3 in memory, a real spool on disk, and the oracle over them."""
 
 import asyncio
+import hashlib
 import heapq
 import itertools
 import json
@@ -15,7 +16,7 @@ import fastavro
 
 from ingester.errors import KeyTaken, NeedsOperator, Transient
 from ingester.model import LEAN, Answer, SearchRequest
-from ingester.ports import StoredObject
+from ingester.ports import StoredObject, Versioned
 from ingester.service import Service
 from ingester.spool import Spool
 from ingester.telemetry import Telemetry
@@ -185,11 +186,28 @@ class MemoryStore:
         self._check("list", prefix)
         return sorted(key for key in self.objects if key.startswith(prefix))
 
+    async def read(self, key: str) -> Versioned | None:
+        self._check("read", key)
+        found = self.objects.get(key)
+        return Versioned(found[0], hashlib.md5(found[0]).hexdigest()) if found else None
+
+    async def replace(self, key: str, content: bytes, *, etag: str | None) -> str:
+        self._check("replace", key)
+        found = await self.read(key)
+        if (found.etag if found else None) != etag:
+            raise KeyTaken(key)
+        self.objects[key] = (content, {})
+        return hashlib.md5(content).hexdigest()
+
+    async def delete(self, key: str) -> None:
+        self._check("delete", key)
+        self.objects.pop(key, None)
+
     def records(self) -> list[dict[str, Any]]:
         """Every record in S3, by sequence."""
         import io
 
-        names = sorted(self.objects, key=lambda key: key.rsplit("/", 1)[1][14:26])
+        names = sorted((key for key in self.objects if "raw/" in key), key=lambda key: key.rsplit("/", 1)[1][14:26])
         return [record for key in names for record in fastavro.reader(io.BytesIO(self.objects[key][0]))]
 
 
@@ -202,7 +220,8 @@ def settings(directory: Path, **changes: Any) -> Settings:
         ],
         "spool": {"directory": directory / "spool", "min_free_bytes": 0},
         "x": {"fields": "lean"},
-        "budget": {"usd_per_month": None},
+        "budget": {"usd_per_month": None, "reconcile": False},
+        "audit": {"counts_daily": False},
     }
     return Settings(**(values | changes))
 

@@ -69,6 +69,33 @@ async def test_the_double_behaves_as_the_stores_do(file):
     await creates_reads_and_lists(MemoryStore(), file, "double")
 
 
+async def changes_only_what_it_has_seen(store, prefix):
+    key = f"{prefix}/control/lease"
+    assert await store.read(key) is None
+    with pytest.raises(KeyTaken):
+        await store.replace(key, b"nobody", etag='"0123"')
+    first = await store.replace(key, b"one", etag=None)
+    with pytest.raises(KeyTaken):
+        await store.replace(key, b"two", etag=None)
+    found = await store.read(key)
+    assert (found.content, found.etag) == (b"one", first)
+    second = await store.replace(key, b"three", etag=first)
+    assert second != first
+    with pytest.raises(KeyTaken):
+        await store.replace(key, b"four", etag=first)
+    await store.delete(key)
+    await store.delete(key)
+    assert await store.read(key) is None
+
+
+async def test_a_store_changes_only_what_its_caller_has_seen(store, tmp_path):
+    await changes_only_what_it_has_seen(store, tmp_path.name.replace("_", "-"))
+
+
+async def test_the_double_changes_only_what_its_caller_has_seen():
+    await changes_only_what_it_has_seen(MemoryStore(), "double")
+
+
 async def test_of_many_who_create_one_key_one_wins(store, file, tmp_path):
     key = f"{tmp_path.name}/race.avro"
     outcomes = await asyncio.gather(
