@@ -1,0 +1,1 @@
+"""The commands beside `run`: one file a family, each exports what `__main__` adds."""

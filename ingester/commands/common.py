@@ -1,0 +1,29 @@
+"""What every command needs: the option --config, settings problems told as sentences, the exit codes."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from schemas.settings import EXIT_CONFIG, SettingsError
+
+EXIT_SOFTWARE, EXIT_IO, EXIT_BUSY, EXIT_NOT_RUNNING = 70, 74, 75, 3
+"""sysexits.h: internal error, disk, try again later; and systemctl's own code for a service that is not running."""
+ADDRESS_FILE = "http-address"
+"""In the spool folder: where the running service listens, so that `status` finds it also with port 0."""
+
+with_config = click.option(
+    "--config", type=click.Path(path_type=Path), help="Settings file. Default: $TWEETLAKE_CONFIG, then /etc/tweetlake/."
+)
+
+
+@contextlib.contextmanager
+def settings_problems_told() -> Iterator[None]:
+    """Say what is wrong with the settings and exit 78."""
+    try:
+        yield
+    except SettingsError as error:
+        click.echo(f"tweetlake: {error}", err=True)
+        sys.exit(EXIT_CONFIG)
