@@ -105,7 +105,8 @@ async def tweetlake(job: Job) -> Result:
     from ingester.errors import Stopping
     from ingester.journal import Journal
     from ingester.model import RICH, Answer, SearchRequest
-    from ingester.pacing import Gate, Prices, Purse, ReadToday
+    from ingester.budget import Prices, Purse, ReadToday
+    from ingester.pacing import Gate
     from ingester.poller import Poller
     from ingester.spool import Spool
     from ingester.state import State

@@ -32,6 +32,7 @@ class RawRecord(TypedDict, total=False):
     since_id: int | None
     until_id: int | None
     asked_below: int | None
+    resume_below: int | None
     frontier_id: int | None
     intervals: list[IntervalRecord]
     order: str | None
@@ -84,11 +85,11 @@ class Interval:
         """True when no id can lie in what is still missing."""
         return self.upper - self.since_id <= 1
 
-    def resumed_below(self, oldest_id: int | None) -> Self:
-        """The interval after a page whose lowest id was `oldest_id`; ids outside the bounds change nothing."""
-        if oldest_id is None or not self.since_id < oldest_id < self.upper:
+    def resumed_below(self, number: int | None) -> Self:
+        """The interval when only ids below `number` are missing; a number outside the bounds changes nothing."""
+        if number is None or not self.since_id < number < self.until_id:
             return self
-        return replace(self, resume_below=oldest_id)
+        return replace(self, resume_below=number)
 
     def to_record(self) -> IntervalRecord:
         return {

@@ -4,21 +4,23 @@ import asyncio
 import heapq
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ingester.answers import Meaning, Verdict
+from ingester.budget import Allowed, Purse, Reservation
 from ingester.errors import Stopping
-from ingester.model import Answer, Bill, FieldSet, PageFacts
+from ingester.model import SEARCH, Answer
 from ingester.ports import Clock
-from ingester.state import Money, State, day_of
+from ingester.state import State
 from ingester.telemetry import Telemetry
-from schemas.settings import Budget, Price
+from ingester.x_time import XTime
 
-LIVE, BACKLOG = 0, 1
-"""Priorities: live polls come first, the backlog fills what is left of the rate window."""
+LIVE, BACKLOG, ASIDE = 0, 1, 2
+"""Priorities: live polls come first, the backlog fills what is left of the rate window, audits can wait."""
 
 PROBE_AFTER = {
     Meaning.NOT_ALLOWED: 60.0,
@@ -32,113 +34,14 @@ WAIT_WITHOUT_RESET = 60.0
 """After a 429 that does not say when."""
 LIVE_SHARE_CAP = 0.8
 """The backlog may always have a fifth of the rate window, however many queries poll."""
-SMALLEST_PAGE = 10
-"""X's lower bound of max_results."""
 ROOM_CHECK_SECONDS = 5.0
-
-
-def microusd(usd: float) -> int:
-    """Dollars of the settings as whole millionths."""
-    return round(usd * 1_000_000)
-
-
-class Prices:
-    """What a page costs by the settings' prices, before it is asked (worst case) and after."""
-
-    def __init__(self, price: Price, fields: FieldSet) -> None:
-        self._post = microusd(price.post_usd)
-        self._user = microusd(price.user_usd)
-        self._repeat = microusd(price.repeat_post_usd)
-        self._bill_includes = price.bill_includes
-        self._fields = fields
-
-    def worst_case(self, posts: int) -> int:
-        """Millionths of a dollar that a page of `posts` posts can cost. Mentioned users are counted once a post:
-        X sets no bound on them, and what really came is booked afterwards.
-        """
-        included = self._fields.included_posts_per_post * self._post + self._fields.users_per_post * self._user
-        return posts * (self._post + (included if self._bill_includes else 0))
-
-    def bill(self, page: PageFacts, repeats: int) -> Bill:
-        """What a page is booked at. X dedups per resource and UTC day; only ids known to have been read are repeats."""
-        fresh = page.result_count - repeats + (page.included_posts if self._bill_includes else 0)
-        users = page.included_users if self._bill_includes else 0
-        cost = fresh * self._post + repeats * self._repeat + users * self._user
-        return Bill(microusd=cost, posts=fresh, repeats=repeats, users=users)
-
-
-class ReadToday:
-    """Ids already read this UTC day, as far as this process knows; after a restart only too few, so costs are never
-    booked too low.
-    """
-
-    def __init__(self) -> None:
-        self._day = ""
-        self._ids: set[int] = set()
-
-    def repeats(self, page: PageFacts, at: datetime) -> int:
-        """How many posts of the page were read before today; remembers them all."""
-        if (day := day_of(at)) != self._day:
-            self._day, self._ids = day, set()
-        fresh = [number for number in page.post_ids if number not in self._ids]
-        self._ids.update(fresh)
-        return len(page.post_ids) - len(set(fresh))
-
-
-class Purse:
-    """The caps of the budget against what the state says was spent and what is under way."""
-
-    def __init__(self, budget: Budget, prices: Prices) -> None:
-        self._budget = budget
-        self._prices = prices
-        self._reserved_microusd = 0
-        self._reserved_posts = 0
-
-    def affordable(self, money: Money, at: datetime, wanted: int) -> tuple[int, str, datetime | None]:
-        """How many posts a page may have now (0 or 10 to `wanted`), else the cap in the way and when it resets."""
-        now = money.within(at)
-        budget = self._budget
-        tomorrow = (at + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
-        next_month = (at.replace(day=1) + timedelta(days=32)).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-        allowed = wanted
-        for name, cap, spent, reset in (
-            ("usd_per_month", budget.usd_per_month, now.month.microusd, next_month),
-            ("usd_per_day", budget.usd_per_day, now.day.microusd, tomorrow),
-        ):
-            if cap is None:
-                continue
-            left = microusd(cap) - spent - self._reserved_microusd
-            each = self._prices.worst_case(1)
-            allowed = min(allowed, left // each if each else wanted)
-            if allowed < SMALLEST_PAGE:
-                return 0, self._sentence(name, f"${cap:g}", f"${spent / 1e6:.2f}"), reset
-        for name, limit, posts, reset in (
-            ("posts_per_month", budget.posts_per_month, now.month.posts, next_month),
-            ("posts_per_day", budget.posts_per_day, now.day.posts, tomorrow),
-        ):
-            if limit is None:
-                continue
-            allowed = min(allowed, limit - posts - self._reserved_posts)
-            if allowed < SMALLEST_PAGE:
-                return 0, self._sentence(name, f"{limit:,}", f"{posts:,}"), reset
-        return allowed, "", None
-
-    def _sentence(self, name: str, cap: str, spent: str) -> str:
-        under_way = f" and ${self._reserved_microusd / 1e6:.2f} under way" if self._reserved_microusd else ""
-        return f"budget.{name} is {cap}, {spent} is booked{under_way}; another page could exceed it"
-
-    def reserve(self, posts: int) -> None:
-        self._reserved_microusd += self._prices.worst_case(posts)
-        self._reserved_posts += posts
-
-    def release(self, posts: int) -> None:
-        self._reserved_microusd -= self._prices.worst_case(posts)
-        self._reserved_posts -= posts
+LONGEST_HOLD = 60.0
+"""Seconds until a cap is looked at again, so that a clock that was corrected is noticed."""
 
 
 @dataclass(slots=True)
 class RateWindow:
-    """X's rate window as its headers tell it: all limits come from there, none from tables."""
+    """X's rate window of one endpoint as its headers tell it: all limits come from there, none from tables."""
 
     limit: int | None = None
     remaining: int | None = None
@@ -177,9 +80,10 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The right to one request of up to `max_results` posts; give it back to the gate."""
+    """The right to one request, of up to `max_results` posts if it is for a page; give it back to the gate."""
 
     max_results: int
+    reserved: Reservation
 
 
 @dataclass(order=True, slots=True)
@@ -187,6 +91,8 @@ class _Waiting:
     priority: int
     arrival: int
     wanted: int = field(compare=False)
+    cost: int = field(compare=False)
+    endpoint: str = field(compare=False)
     turn: "asyncio.Future[Turn]" = field(compare=False)
 
 
@@ -205,7 +111,8 @@ class Gate:
         concurrency: int,
     ) -> None:
         self.x_time = XTime(clock, telemetry)
-        self.rate = RateWindow()
+        self.rates: defaultdict[str, RateWindow] = defaultdict(RateWindow)
+        """By endpoint: X limits each apart."""
         self.hold: Hold | None = None
         """What everybody waits for at the moment, for people to see."""
         self.allowed_once = False
@@ -224,15 +131,19 @@ class Gate:
         self._probe_at = 0.0
         self._stopping = False
 
-    async def turn(self, priority: int, wanted: int, within: float | None = None) -> Turn | None:
-        """Wait for the right to ask for a page of up to `wanted` posts.
+    async def turn(
+        self, priority: int, wanted: int, within: float | None = None, *, endpoint: str = SEARCH, cost: int = 0
+    ) -> Turn | None:
+        """Wait for the right to ask for a page of up to `wanted` posts, or (0) for an answer of a fixed `cost`, which is
+        in millionths of a dollar.
 
         None if it did not come `within` so many seconds: who waits with a backlog page must still be on time for its
         next live poll. Raises Stopping.
         """
         if self._stopping:
             raise Stopping("the service is stopping")
-        waiting = _Waiting(priority, next(self._arrivals), wanted, asyncio.get_running_loop().create_future())
+        granted: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(priority, next(self._arrivals), wanted, cost, endpoint, granted)
         heapq.heappush(self._queue, waiting)
         self._changed.set()
         if within is None:
@@ -250,18 +161,20 @@ class Gate:
 
     def give_back(self, turn: Turn) -> None:
         """The request is over and, if it was a page, booked."""
-        self._purse.release(turn.max_results)
+        self._purse.release(turn.reserved)
         self._free += 1
         self._changed.set()
 
-    def learn(self, answer: Answer, verdict: Verdict) -> None:
+    def learn(self, answer: Answer, verdict: Verdict, endpoint: str = SEARCH) -> None:
         """Take from an answer what it says about the next one."""
         self.x_time.learn(answer)
-        self.rate.learn(answer, verdict.meaning is Meaning.RATE_LIMITED, self.x_time.now())
-        if verdict.meaning in PROBE_AFTER:
+        self.rates[endpoint].learn(answer, verdict.meaning is Meaning.RATE_LIMITED, self.x_time.now())
+        # What X allows or refuses elsewhere says nothing about search, except that the credits are gone.
+        holds_here = endpoint == SEARCH or verdict.meaning is Meaning.NO_CREDITS
+        if holds_here and verdict.meaning in PROBE_AFTER:
             self._refused = verdict
             self._probe_at = self._clock.monotonic() + PROBE_AFTER[verdict.meaning]
-        elif verdict.meaning is Meaning.PAGE:
+        elif endpoint == SEARCH and verdict.meaning is Meaning.PAGE:
             self._refused = None
             self.allowed_once = True
         self._changed.set()
@@ -284,7 +197,8 @@ class Gate:
                 await self._changed.wait()
                 continue
             hold = await self._grant(self._queue[0])
-            self._show(hold)
+            if self._queue[0].endpoint == SEARCH:
+                self._show(hold)
             if hold is not None:
                 await self._changed_within(hold.seconds)
 
@@ -294,12 +208,14 @@ class Gate:
             return hold
         if not waiting.turn.done():
             self._free -= 1
-            self._purse.reserve(posts)
-            if self.rate.remaining is not None:
-                self.rate.remaining -= 1
+            reserved = self._purse.worst_case(posts, waiting.cost)
+            self._purse.reserve(reserved)
+            rate = self.rates[waiting.endpoint]
+            if rate.remaining is not None:
+                rate.remaining -= 1
             if self._refused is not None:  # this one is the probe; the others go on waiting
                 self._probe_at = self._clock.monotonic() + PROBE_AFTER[self._refused.meaning]
-            waiting.turn.set_result(Turn(posts))
+            waiting.turn.set_result(Turn(posts, reserved))
         return None
 
     async def _may_ask(self, waiting: _Waiting) -> tuple[int, Hold | None]:
@@ -308,24 +224,32 @@ class Gate:
             reason = f"X refuses ({self._refused.meaning.value}): {self._refused.detail}"
             return 0, Hold(reason, now + timedelta(seconds=left), left)
         keep = self._kept_for_live(now) if waiting.priority == BACKLOG else 0
-        if (wait := self.rate.seconds_until_free(now, keep)) > 0:
+        rate = self.rates[waiting.endpoint]
+        if (wait := rate.seconds_until_free(now, keep)) > 0:
             words = "X's rate window is used up" if keep == 0 else "the rest of X's rate window is kept for live polls"
-            return 0, Hold(words, self.rate.reset_at, wait)
-        posts, cap, reset = self._purse.affordable(self._state().money, now, waiting.wanted)
-        if cap:
-            return 0, Hold(cap, reset, min(60.0, (reset - now).total_seconds() + 1) if reset else 60.0)
+            return 0, Hold(words, rate.reset_at, wait)
+        allowed = self._affordable(waiting, now)
+        if allowed.cap:
+            left = (allowed.reset - now).total_seconds() + 1 if allowed.reset else LONGEST_HOLD
+            return 0, Hold(allowed.cap, allowed.reset, min(LONGEST_HOLD, left))
         if (no_room := await self._lacks_room()) is not None:
             return 0, Hold(no_room, None, ROOM_CHECK_SECONDS)
-        return posts, None
+        return allowed.posts, None
+
+    def _affordable(self, waiting: _Waiting, now: datetime) -> Allowed:
+        money = self._state().money
+        if waiting.wanted:
+            return self._purse.page(money, now, waiting.wanted)
+        return self._purse.request(money, now, waiting.cost)
 
     def _kept_for_live(self, now: datetime) -> int:
-        if self.rate.limit is None or self.rate.reset_at is None:
+        rate = self.rates[SEARCH]
+        if rate.limit is None or rate.reset_at is None:
             return 0
-        left = max(0.0, (self.rate.reset_at - now).total_seconds())
-        polls = math.ceil(self._polls_per_second * left) + len(
-            self._state().queries
-        )  # one more each: they are not even
-        return int(min(polls, self.rate.limit * LIVE_SHARE_CAP))
+        left = max(0.0, (rate.reset_at - now).total_seconds())
+        one_more_each = len(self._state().queries)  # live polls are not even
+        polls = math.ceil(self._polls_per_second * left) + one_more_each
+        return int(min(polls, rate.limit * LIVE_SHARE_CAP))
 
     def _show(self, hold: Hold | None) -> None:
         before = self.hold.reason if self.hold else None
@@ -344,51 +268,3 @@ class Gate:
         finally:
             sleep.cancel()
             changed.cancel()
-
-
-class XTime:
-    """X's now: the Date header of X's answers, carried on by the monotonic clock.
-
-    A window must not reach beyond what X's index answers, or its upper part would count as covered and never be asked
-    for. So nothing is planned before X has told its time, and jumps of this machine's wall clock do not matter.
-    """
-
-    def __init__(self, clock: Clock, telemetry: Telemetry) -> None:
-        self.known = asyncio.Event()
-        """Set once X has told its time."""
-        self._clock = clock
-        self._telemetry = telemetry
-        self._told_skew = timedelta()
-        self._x_at_anchor = clock.now()
-        self._anchor = clock.monotonic()
-
-    @property
-    def skew(self) -> timedelta:
-        """X's clock minus this machine's."""
-        return self.now() - self._clock.now()
-
-    def now(self) -> datetime:
-        return self._x_at_anchor + timedelta(seconds=self._clock.monotonic() - self._anchor)
-
-    def learn(self, answer: Answer) -> None:
-        """Date has whole seconds and the answer took time, so only a larger difference is believed."""
-        date = date_of(answer)
-        if date is None:
-            return
-        took = answer.received_at - answer.requested_at
-        took = min(max(took, timedelta()), timedelta(seconds=60))  # the wall clock may have jumped meanwhile
-        seen = date + timedelta(seconds=0.5) + took / 2
-        if not self.known.is_set() or abs(seen - self.now()) > timedelta(seconds=1) + took / 2:
-            self._x_at_anchor, self._anchor = seen, self._clock.monotonic()
-            self.known.set()
-        if abs(self.skew - self._told_skew) > timedelta(seconds=2):
-            self._told_skew = self.skew
-            self._telemetry.clock_off(-self.skew.total_seconds())
-
-
-def date_of(answer: Answer) -> datetime | None:
-    """The Date header (RFC 9110), or None if there is none that can be read."""
-    try:
-        return datetime.strptime(answer.headers.get("date", ""), "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=UTC)
-    except ValueError:
-        return None

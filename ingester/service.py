@@ -9,10 +9,11 @@ from datetime import datetime
 from typing import Any
 
 from ingester.boot import find_start
+from ingester.budget import Prices, Purse, ReadToday
 from ingester.errors import Transient
 from ingester.journal import Journal
-from ingester.model import FieldSet
-from ingester.pacing import Gate, Prices, Purse, ReadToday
+from ingester.model import SEARCH, FieldSet
+from ingester.pacing import Gate
 from ingester.poller import Poller
 from ingester.ports import Clock, ObjectStore, Source
 from ingester.retry import Backoff
@@ -316,7 +317,7 @@ class Service:
 
 
 def _x_status(work: _Work) -> dict[str, Any]:
-    rate, hold = work.gate.rate, work.gate.hold
+    rate, hold = work.gate.rates[SEARCH], work.gate.hold
     return {
         "paused": hold.reason if hold else None,
         "paused_until": _text(hold.until) if hold else None,

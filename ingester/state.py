@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Self
 
-from ingester.model import Interval, RawRecord
+from ingester.model import COUNTS, Interval, RawRecord
 
 CHECKPOINT_FORMAT = 1
+ORDERS_REMEMBERED = 100
+"""An order's object is deleted as soon as its plan is durable, so a few would do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ class QueryState:
     todo: tuple[Interval, ...] = ()
     """Not covered yet, oldest first."""
     money: Money = Money()
+    audited_id: int = 0
+    """Posts below it were counted by X (the counts endpoint), as far as the collection reaches."""
 
     def find(self, key: tuple[int, int]) -> Interval | None:
         return next((interval for interval in self.todo if interval.key == key), None)
@@ -92,6 +96,8 @@ class State:
 
     queries: Mapping[str, QueryState] = field(default_factory=lambda: MappingProxyType({}))
     money: Money = Money()
+    orders: tuple[str, ...] = ()
+    """The orders answered last; one that lies under control/requests/ still is not answered again."""
 
     def with_query(self, name: str, query: QueryState) -> Self:
         return replace(self, queries={**self.queries, name: query})
@@ -135,29 +141,46 @@ def _book(state: State, record: RawRecord) -> State:
 def _page(state: State, record: RawRecord) -> State:
     name, since_id, until_id = record.get("query"), record.get("since_id"), record.get("until_id")
     if name is None or since_id is None or until_id is None or record.get("problem"):
-        return state  # counts pages and pages that could not be followed cover nothing
+        return state  # a page that could not be followed covers nothing
+    if record.get("endpoint") == COUNTS:
+        return _counted(state, name, until_id, whole=bool(record.get("is_last")))
     query = state.queries.get(name) or QueryState(record.get("rule"), start_id=since_id, frontier_id=since_id)
     known = query.find((since_id, until_id))
     asked = known or Interval(since_id, until_id, record.get("rule") or "", record.get("reason") or "")
     if (record.get("asked_below") or until_id) < asked.upper:
         return state  # a page before this one is missing, so what lies above is not covered
     others = [interval for interval in query.todo if interval.key != asked.key]
-    left = [] if record.get("is_last") else [asked.resumed_below(record.get("oldest_id"))]
+    left = [] if record.get("is_last") else [_resumed(asked, record)]
     query = replace(query.with_todo(others + left), frontier_id=max(query.frontier_id, until_id))
     return state.with_query(name, query)
+
+
+def _counted(state: State, name: str, until_id: int, *, whole: bool) -> State:
+    query = state.queries.get(name)
+    if query is None or not whole:
+        return state
+    return state.with_query(name, replace(query, audited_id=max(query.audited_id, until_id)))
+
+
+def _resumed(asked: Interval, record: RawRecord) -> Interval:
+    if (below := record.get("resume_below")) is not None:
+        return asked.resumed_below(below)
+    oldest = record.get("oldest_id")  # the record is older than the field
+    return asked.resumed_below(oldest) if oldest is not None and oldest < asked.upper else asked
 
 
 def _plan(state: State, record: RawRecord) -> State:
     name = record.get("query")
     intervals = [Interval.from_record(interval) for interval in record.get("intervals") or []]
+    if order := record.get("order"):
+        state = replace(state, orders=(*state.orders, order)[-ORDERS_REMEMBERED:])
     if name is None or not intervals:
         return state
     lowest = min(interval.since_id for interval in intervals)
     query = state.queries.get(name) or QueryState(record.get("rule"), start_id=lowest, frontier_id=lowest)
     frontier = max(query.frontier_id, record.get("frontier_id") or 0)
-    query = replace(
-        query.with_todo([*query.todo, *intervals]), frontier_id=frontier, start_id=min(query.start_id, lowest)
-    )
+    # What is under way already keeps its place when it is planned again.
+    query = replace(query.with_todo([*intervals, *query.todo]), frontier_id=frontier)
     return state.with_query(name, query)
 
 
@@ -198,6 +221,7 @@ def to_checkpoint(state: State) -> str:
         {
             "format": CHECKPOINT_FORMAT,
             "money": _money_to_json(state.money),
+            "orders": state.orders,
             "queries": {
                 name: {
                     "rule": query.rule,
@@ -205,6 +229,7 @@ def to_checkpoint(state: State) -> str:
                     "frontier_id": query.frontier_id,
                     "todo": [interval.to_record() for interval in query.todo],
                     "money": _money_to_json(query.money),
+                    "audited_id": query.audited_id,
                 }
                 for name, query in sorted(state.queries.items())
             },
@@ -226,10 +251,11 @@ def from_checkpoint(text: str) -> State:
                 frontier_id=query["frontier_id"],
                 todo=tuple(Interval.from_record(interval) for interval in query["todo"]),
                 money=_money_from_json(query["money"]),
+                audited_id=query.get("audited_id", 0),
             )
             for name, query in found["queries"].items()
         }
-        return State(queries=queries, money=_money_from_json(found["money"]))
+        return State(queries=queries, money=_money_from_json(found["money"]), orders=tuple(found.get("orders", ())))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a checkpoint: {error!r}") from error
 

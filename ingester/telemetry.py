@@ -165,6 +165,9 @@ class Telemetry:
         self._paused.labels("x").set(1)
         self._problem("asking_paused", reason, until=until.isoformat(timespec="seconds") if until else None)
 
+    def query_paused(self, query: str, reason: str, until: datetime | None) -> None:
+        self._problem("query_paused", reason, query=query, until=until.isoformat(timespec="seconds") if until else None)
+
     def asking_resumed(self) -> None:
         self._paused.labels("x").set(0)
         self._log.info("asking_resumed")

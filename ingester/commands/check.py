@@ -18,8 +18,8 @@ def check(config: Path | None) -> None:
     Example:
       tweetlake check --config tweetlake.toml
     """
+    from ingester.budget import Prices
     from ingester.model import field_set
-    from ingester.pacing import Prices
 
     problems = []
     settings = None

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ingester.model import LEAN, RICH, PageFacts
-from ingester.pacing import Prices, Purse, ReadToday
+from ingester.budget import Prices, Purse, ReadToday
 from ingester.state import Money
 from schemas.settings import Budget, Price
 from tests.ingester.simulation import MemoryStore, SimulatedX, VirtualClock, live, pages, settings
@@ -51,19 +51,22 @@ def test_the_same_post_is_a_repeat_only_within_its_utc_day():
 )
 def test_pages_shrink_to_what_is_left_and_stop_at_the_cap(caps, allowed, named):
     purse = Purse(Budget(**caps), Prices(Price(), LEAN))
-    posts, cap, reset = purse.affordable(Money(), NOON, 100)
-    assert posts == allowed
-    assert named in cap
-    assert (reset is not None) == bool(cap)
+    found = purse.page(Money(), NOON, 100)
+    assert found.posts == allowed
+    assert named in found.cap
+    assert (found.reset is not None) == bool(found.cap)
 
 
 def test_what_is_under_way_counts():
     purse = Purse(Budget(usd_per_day=1.0), Prices(Price(), LEAN))
-    purse.reserve(100)
-    purse.reserve(100)
-    assert purse.affordable(Money(), NOON, 100)[0] == 0
-    purse.release(100)
-    assert purse.affordable(Money(), NOON, 100)[0] == 100
+    page_of_100 = purse.worst_case(100, 0)
+    purse.reserve(page_of_100)
+    purse.reserve(page_of_100)
+    assert purse.page(Money(), NOON, 100).posts == 0
+    assert "usd_per_day" in purse.request(Money(), NOON, 5_000).cap
+    purse.release(page_of_100)
+    assert purse.page(Money(), NOON, 100).posts == 100
+    assert purse.request(Money(), NOON, 5_000).cap == ""
 
 
 async def test_at_the_daily_cap_it_pauses_and_resumes_at_midnight_and_survives_a_restart(tmp_path):
