@@ -97,6 +97,46 @@ def page_facts(body: bytes) -> PageFacts:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class CountsFacts:
+    """What the collector needs to know of an answer with counts."""
+
+    buckets: int
+    total: int
+    next_token: str | None
+    problem: str | None = None
+
+
+def counts_facts(body: bytes) -> CountsFacts:
+    """Read them off, in either vocabulary. A body without counts gives a `problem` and nothing else."""
+    found = _problem(body)
+    data, meta = found.get("data", []), found.get("meta")
+    if not isinstance(data, list) or not isinstance(meta, dict):
+        return CountsFacts(0, 0, None, "the body holds no counts")
+    total = meta.get("total_tweet_count", meta.get("total_post_count"))
+    token = meta.get("next_token")
+    if not isinstance(total, int):
+        return CountsFacts(0, 0, None, "the body holds no total")
+    return CountsFacts(len(data), total, token if isinstance(token, str) and token else None)
+
+
+def posts_by_day(body: bytes) -> dict[str, int] | None:
+    """What X counted as read by this app on each UTC day (`2026-11-20`), off an answer of /2/usage/tweets.
+
+    None if that cannot be told: no such answer, or several apps share the project, and X names them by numbers that
+    nobody told us. Counts come as text or as numbers (X's OpenAPI 2.166 and 2.167 differ).
+    """
+    data = _problem(body).get("data")
+    apps = data.get("daily_client_app_usage") if isinstance(data, dict) else None
+    if not isinstance(apps, list) or len(apps) != 1 or not isinstance(apps[0], dict):
+        return None
+    days = apps[0].get("usage")
+    try:
+        return {str(day["date"])[:10]: int(day["usage"]) for day in days or []}
+    except (TypeError, KeyError, ValueError):
+        return None
+
+
 def _page_facts_of_anything(body: bytes) -> PageFacts:
     """The slow way, for a page with something odd in it: use what can be used, name what cannot."""
     try:

@@ -98,7 +98,8 @@ class Purse:
     def __init__(self, budget: Budget, prices: Prices) -> None:
         self._budget = budget
         self._prices = prices
-        self._reserved = Reservation(0, 0)
+        self.reserved = Reservation(0, 0)
+        """What all requests under way may cost."""
 
     def page(self, money: Money, at: datetime, wanted: int) -> Allowed:
         """Whether a page may be asked for now: 10 to `wanted` posts, or none."""
@@ -116,13 +117,13 @@ class Purse:
         return Reservation(self._prices.worst_case(posts) + cost, posts)
 
     def reserve(self, part: Reservation) -> None:
-        self._reserved = Reservation(self._reserved.microusd + part.microusd, self._reserved.posts + part.posts)
+        self.reserved = Reservation(self.reserved.microusd + part.microusd, self.reserved.posts + part.posts)
 
     def release(self, part: Reservation) -> None:
         self.reserve(Reservation(-part.microusd, -part.posts))
 
     def _caps(self, money: Money, at: datetime) -> Iterator[_Cap]:
-        now, budget, reserved = money.within(at), self._budget, self._reserved
+        now, budget, reserved = money.within(at), self._budget, self.reserved
         yield from _dollar_caps("budget", budget.usd_per_month, budget.usd_per_day, now, at, reserved.microusd)
         for name, limit, posts, reset in (
             ("posts_per_month", budget.posts_per_month, now.month.posts, _next_month(at)),

@@ -9,6 +9,8 @@ from schemas import snowflake
 
 SEARCH = "search_recent"
 COUNTS = "counts_recent"
+USAGE = "usage"
+"""Endpoints, as raw records name them; X limits each apart."""
 
 
 class IntervalRecord(TypedDict):
@@ -210,6 +212,16 @@ class SearchRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class CountsRequest:
+    """How many posts each hour had, from `start` (inclusive) to `end` (exclusive), both on the hour."""
+
+    rule: str
+    start: datetime
+    end: datetime
+    next_token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What X sent back, whatever its status: body decoded from gzip and otherwise untouched."""
 
@@ -221,6 +233,14 @@ class Answer:
     """As sent, without the token."""
     requested_at: datetime
     received_at: datetime
+
+    @property
+    def kept_headers(self) -> dict[str, str]:
+        """The headers that matter later, and none that identifies the account."""
+        return {k: v for k, v in self.headers.items() if k in _KEPT_HEADERS or k.startswith("x-rate-limit-")}
+
+
+_KEPT_HEADERS = ("date", "content-type", "x-request-id", "x-transaction-id", "x-response-time")
 
 
 @dataclass(frozen=True, slots=True)

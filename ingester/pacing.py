@@ -165,6 +165,11 @@ class Gate:
         self._free += 1
         self._changed.set()
 
+    @property
+    def posts_under_way(self) -> int:
+        """Posts that requests not answered yet may bring."""
+        return self._purse.reserved.posts
+
     def learn(self, answer: Answer, verdict: Verdict, endpoint: str = SEARCH) -> None:
         """Take from an answer what it says about the next one."""
         self.x_time.learn(answer)

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -26,8 +25,6 @@ INDEX_REACHES = timedelta(seconds=9)
 """A window that ends later than this before an answer's Date was not wholly in X's index: 10 s, less Date's rounding."""
 LONGEST_CAP_WAIT = 60.0
 """Seconds until a query's own cap is looked at again."""
-
-_KEPT_HEADERS = ("date", "content-type", "x-request-id", "x-transaction-id", "x-response-time")
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +275,7 @@ def _record(interval: Interval, answer: Answer, page: PageFacts, bill: Bill, fou
         "requested_at": answer.requested_at,
         "received_at": answer.received_at,
         "status": answer.status,
-        "headers": json.dumps(_kept(answer.headers)),
+        "headers": json.dumps(answer.kept_headers),
         "newest_id": max(found.inside, default=None),
         "oldest_id": min(found.inside, default=None),
         "result_count": page.result_count,
@@ -290,7 +287,3 @@ def _record(interval: Interval, answer: Answer, page: PageFacts, bill: Bill, fou
         "body_sha256": hashlib.sha256(answer.body).hexdigest(),
         "body": answer.body,
     }
-
-
-def _kept(headers: Mapping[str, str]) -> dict[str, str]:
-    return {k: v for k, v in headers.items() if k in _KEPT_HEADERS or k.startswith("x-rate-limit-")}

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from ingester.model import Answer, SearchRequest
+from ingester.model import Answer, CountsRequest, SearchRequest
 
 
 class Source(Protocol):
@@ -17,6 +17,14 @@ class Source(Protocol):
 
         Raises Transient when no whole answer came (name, connection, time-out, cut body); the caller backs off.
         """
+        ...
+
+    async def counts(self, request: CountsRequest) -> Answer:
+        """Ask how many posts there were. As `search` otherwise; X bills the request, not the posts."""
+        ...
+
+    async def usage(self, days: int) -> Answer:
+        """Ask what X counted as read on the last `days` UTC days. As `search` otherwise; free of charge."""
         ...
 
     async def probe(self) -> Answer:

@@ -83,6 +83,9 @@ class Telemetry:
             registry=self.registry,
             buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
         )
+        self._x_counted = Gauge(
+            "tweetlake_x_counted_posts", "Posts that X counted as read today, when asked last.", registry=self.registry
+        )
         self._sealed = self._counter("microbatches_sealed", "Microbatches sealed, by what made it.", "reason")
         self._shipped = self._counter("microbatches_shipped", "Microbatches stored in S3 and forgotten locally.")
         self._shipped_bytes = self._counter("shipped_bytes", "Bytes of the microbatches stored in S3.")
@@ -167,6 +170,32 @@ class Telemetry:
 
     def query_paused(self, query: str, reason: str, until: datetime | None) -> None:
         self._problem("query_paused", reason, query=query, until=until.isoformat(timespec="seconds") if until else None)
+
+    def aside_failed(self, endpoint: str, detail: str) -> None:
+        self._problem("aside_failed", detail, endpoint=endpoint)
+
+    def audited(self, query: str, start: datetime, end: datetime, posts: int, problem: str | None) -> None:
+        if problem is not None:
+            self._problem("audit_problem", problem, query=query)
+        else:
+            days = {"since": start.isoformat(timespec="hours"), "until": end.isoformat(timespec="hours")}
+            self._log.info("audited", query=query, posts_counted=posts, **days)
+
+    def reconciled(self, counted: int, booked: int) -> None:
+        self._x_counted.set(counted)
+        self._log.info("reconciled", x_counted=counted, booked=booked)
+
+    def usage_differs(self, counted: int, booked: int) -> None:
+        self._problem("usage_differs", f"X counted {counted:,} posts today, {booked:,} were booked; booked the rest")
+
+    def order_taken(self, order: str, query: str, intervals: int) -> None:
+        self._log.info("order_taken", order=order, query=query, intervals=intervals)
+
+    def order_refused(self, order: str, detail: str) -> None:
+        self._problem("order_refused", detail, order=order)
+
+    def orders_unreachable(self, detail: str, wait_seconds: float) -> None:
+        self._problem("orders_unreachable", detail, wait_seconds=round(wait_seconds, 1))
 
     def asking_resumed(self) -> None:
         self._paused.labels("x").set(0)

@@ -132,21 +132,22 @@ class Windows:
 async def give_up(
     query: str, interval: Interval, reason: str, journal: Journal, clock: Clock, telemetry: Telemetry
 ) -> None:
-    """What is missing of the interval will not be asked for. A re-read leaves no gap: it had been covered before."""
-    is_gap = interval.reason != "reread"
+    """What is missing of the interval will not be asked for. That is a gap, unless it was asked on top of the regular
+    collection: then what was covered stays covered.
+    """
+    is_gap = interval.reason not in {"reread", "backfill"}
     await journal.append(
         {
             "kind": "gap",
             "at": clock.now(),
             "query": query,
             "rule": interval.rule,
-            "reason": reason if is_gap else "reread_given_up",
+            "reason": reason if is_gap else f"{interval.reason}_given_up",
             "since_id": interval.since_id,
             "until_id": interval.upper,
         }
     )
-    if is_gap:
-        telemetry.gap_recorded(query, reason, str(interval))
+    telemetry.gap_recorded(query, reason if is_gap else f"{interval.reason}_given_up", str(interval))
 
 
 def cut(since_id: int, until_id: int) -> list[tuple[int, int]]:

@@ -16,7 +16,7 @@ from isal import isal_zlib
 from pydantic import SecretStr
 
 from ingester.errors import NeedsOperator, Transient
-from ingester.model import Answer, SearchRequest
+from ingester.model import Answer, CountsRequest, SearchRequest
 from ingester.ports import Clock
 from schemas.settings import XSecret
 
@@ -108,6 +108,19 @@ class XApi:
             poll_fields=list(fields.poll_fields) or None,
         )
         return answer
+
+    async def counts(self, request: CountsRequest) -> Answer:
+        """GET /2/tweets/counts/recent by hours. tweepy cuts the bounds to seconds, so they stand on them."""
+        further = {"next_token": request.next_token} if request.next_token else {}
+        answer: Answer = await self._client.get_recent_tweets_count(
+            request.rule, start_time=request.start, end_time=request.end, granularity="hour", **further
+        )
+        return answer
+
+    async def usage(self, days: int) -> Answer:
+        """GET /2/usage/tweets, which tweepy has no method for."""
+        fields = "daily_client_app_usage,daily_project_usage"
+        return await self._client.request("GET", "/2/usage/tweets", {"days": days, "usage.fields": fields})
 
     async def probe(self) -> Answer:
         """A 401 with X's Date header."""

@@ -50,5 +50,5 @@ def check(config: Path | None) -> None:
 
 
 def _budget_words(settings: Settings) -> str:
-    caps = {name: cap for name, cap in settings.budget.model_dump().items() if cap is not None}
+    caps = {name: cap for name, cap in settings.budget.model_dump(exclude={"reconcile"}).items() if cap is not None}
     return ", ".join(f"{name} = {cap:g}" for name, cap in caps.items()) or "no cap"

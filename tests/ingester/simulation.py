@@ -15,7 +15,7 @@ from typing import Any
 import fastavro
 
 from ingester.errors import KeyTaken, NeedsOperator, Transient
-from ingester.model import LEAN, Answer, SearchRequest
+from ingester.model import LEAN, Answer, CountsRequest, SearchRequest
 from ingester.ports import StoredObject, Versioned
 from ingester.service import Service
 from ingester.spool import Spool
@@ -95,6 +95,12 @@ class SimulatedX:
     """Called for every request; what is returned is sent, or raised, instead of the page. None: no fault."""
     requests: list[SearchRequest] = field(default_factory=list)
     served: list[int] = field(default_factory=list)
+    counts_requests: list[CountsRequest] = field(default_factory=list)
+    counts_faults: list[Callable[[CountsRequest], Answer | None]] = field(default_factory=list)
+    served_elsewhere: int = 0
+    """Posts that something else read with the same app today."""
+    usage_answer: Callable[[], Answer] | None = None
+    """What is sent instead of the usage."""
     headers: dict[str, str] = field(default_factory=dict)
 
     def existing(self, since_id: int, until_id: int) -> list[int]:
@@ -136,6 +142,30 @@ class SimulatedX:
         if page:
             body["data"] = [{"id": str(number), "text": f"tweet {number}"} for number in page]
         return self.answer(200, body)
+
+    async def counts(self, request: CountsRequest) -> Answer:
+        self.counts_requests.append(request)
+        await self.clock.sleep(0.2)
+        for fault in self.counts_faults:
+            if (found := fault(request)) is not None:
+                return found
+        hours = int((request.end - request.start) / timedelta(hours=1))
+        edges = [request.start + timedelta(hours=number) for number in range(hours + 1)]
+        ids = [snowflake.first_id_at(edge) for edge in edges]
+        data = [
+            {"start": f"{edges[k]:%Y-%m-%dT%H:00:00.000Z}", "end": f"{edges[k + 1]:%Y-%m-%dT%H:00:00.000Z}",
+             "tweet_count": len(self.existing(ids[k] - 1, ids[k + 1]))}
+            for k in range(hours)
+        ]  # fmt: skip
+        return self.answer(200, {"data": data, "meta": {"total_tweet_count": sum(b["tweet_count"] for b in data)}})
+
+    async def usage(self, days: int) -> Answer:
+        await self.clock.sleep(0.2)
+        if self.usage_answer is not None:
+            return self.usage_answer()
+        today = f"{self.clock.true_now():%Y-%m-%d}T00:00:00.000Z"
+        usage = [{"date": today, "usage": str(len(set(self.served)) + self.served_elsewhere)}]
+        return self.answer(200, {"data": {"daily_client_app_usage": [{"client_app_id": "1", "usage": usage}]}})
 
     async def probe(self) -> Answer:
         await self.clock.sleep(0.1)

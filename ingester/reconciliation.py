@@ -1,0 +1,70 @@
+"""Holding our books against X's: once an hour X is asked what it counted as read today; what it has more is booked too.
+
+It can have more after answers that never arrived, or when something else uses the same app. It can have less: what X
+repeats within a day or includes in a page is booked at its worst, and then our figure stays.
+"""
+
+from ingester.answers import posts_by_day
+from ingester.aside import ask_aside
+from ingester.budget import Prices
+from ingester.errors import Stopping
+from ingester.journal import Journal
+from ingester.model import USAGE
+from ingester.pacing import Gate
+from ingester.ports import Clock, Source
+from ingester.state import day_of
+from ingester.telemetry import Telemetry
+
+EVERY_SECONDS = 3600.0
+DAYS = 2
+"""Today is what is compared; X may still name it by yesterday's date just after midnight."""
+
+
+class Reconciliation:
+    """Compares hourly and books the difference as a `spend` record."""
+
+    def __init__(
+        self, *, source: Source, journal: Journal, gate: Gate, prices: Prices, clock: Clock, telemetry: Telemetry
+    ) -> None:
+        self.x_counted: int | None = None
+        """Posts that X counted today, when it was asked last; None if it cannot be told."""
+        self._source = source
+        self._journal = journal
+        self._gate = gate
+        self._prices = prices
+        self._clock = clock
+        self._telemetry = telemetry
+
+    async def run(self) -> None:
+        """Compare for ever. Ends when the service stops."""
+        await self._gate.x_time.known.wait()
+        try:
+            while True:
+                await self._compare()
+                await self._clock.sleep(EVERY_SECONDS)
+        except Stopping:
+            return
+
+    async def _compare(self) -> None:
+        answer = await ask_aside(self._gate, self._telemetry, USAGE, lambda: self._source.usage(DAYS))
+        if answer is None:
+            return
+        counted = posts_by_day(answer.body)
+        if counted is None:
+            self._telemetry.aside_failed(USAGE, "what X counted cannot be told apart for this app")
+            return
+        today = day_of(self._gate.x_time.now())
+        self.x_counted = counted.get(today, 0)
+        booked = self._journal.state.money.within(self._gate.x_time.now()).day.posts
+        self._telemetry.reconciled(self.x_counted, booked)
+        if (missing := self.x_counted - booked - self._gate.posts_under_way) > 0:
+            self._telemetry.usage_differs(self.x_counted, booked)
+            await self._journal.append(
+                {
+                    "kind": "spend",
+                    "at": self._clock.now(),
+                    "reason": "reconciled",
+                    "cost_microusd": missing * self._prices.post,
+                    "posts_billed": missing,
+                }
+            )
