@@ -100,7 +100,8 @@ class Report:
             "usd_this_month": money.month.microusd / 1e6,
             "posts_today": money.day.posts,
             "posts_this_month": money.month.posts,
-            "caps": self._settings.budget.model_dump(),
+            "x_counted_posts_today": term.reconciliation.x_counted if term.reconciliation else None,
+            "caps": self._settings.budget.model_dump(exclude={"reconcile"}),
         }
 
 

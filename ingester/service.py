@@ -112,6 +112,8 @@ class Service:
             self._settings,
             journal=journal,
             source=self._source,
+            store=self._store,
+            keys=self._keys,
             clock=self._clock,
             telemetry=self._telemetry,
             fields=self._fields,

@@ -4,15 +4,20 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+from ingester.audit import Audit
 from ingester.budget import Prices, Purse, ReadToday
 from ingester.errors import Transient
 from ingester.journal import Journal
 from ingester.model import FieldSet
+from ingester.orders import Orders
 from ingester.pacing import Gate
 from ingester.poller import Poller
-from ingester.ports import Clock, Source
+from ingester.ports import Clock, ObjectStore, Source
+from ingester.reconciliation import Reconciliation
 from ingester.retry import Backoff
 from ingester.telemetry import Telemetry
+from ingester.windows import give_up
+from schemas.keys import LakeKeys
 from schemas.settings import Settings
 
 
@@ -27,6 +32,8 @@ class Term:
         *,
         journal: Journal,
         source: Source,
+        store: ObjectStore,
+        keys: LakeKeys,
         clock: Clock,
         telemetry: Telemetry,
         fields: FieldSet,
@@ -64,6 +71,17 @@ class Term:
             )
             for query in settings.query
         ]
+        self.orders = Orders(settings.query, store=store, keys=keys, journal=journal, clock=clock, telemetry=telemetry)
+        asking: dict[str, Any] = {
+            "source": source,
+            "journal": journal,
+            "gate": self.gate,
+            "prices": prices,
+            "clock": clock,
+            "telemetry": telemetry,
+        }
+        self.audit = Audit(settings.query, **asking) if settings.audit.counts_daily else None
+        self.reconciliation = Reconciliation(**asking) if settings.budget.reconcile else None
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
         """What runs for as long as the term, by name."""
@@ -72,7 +90,9 @@ class Term:
     def polls(self) -> dict[str, Coroutine[Any, Any, None]]:
         """What ends by itself after `end`, or once it has done its work, by name."""
         polls = {f"poller {poller.query.name}": poller.run() for poller in self.pollers}
-        return {"time": self._learn_time(), **polls}
+        asides = {"orders": self.orders, "audit": self.audit, "reconciliation": self.reconciliation}
+        beside = {name: self._until_over(aside.run()) for name, aside in asides.items() if aside is not None}
+        return {"time": self._learn_time(), **polls, **beside}
 
     def end(self) -> None:
         """Nothing more is asked; answers under way are still kept."""
@@ -86,20 +106,20 @@ class Term:
             if name in present or query.rule is None:
                 continue
             for interval in query.todo:
-                await self.journal.append(
-                    {
-                        "kind": "gap",
-                        "at": self._clock.now(),
-                        "query": name,
-                        "rule": interval.rule,
-                        "reason": "query_removed",
-                        "since_id": interval.since_id,
-                        "until_id": interval.upper,
-                    }
-                )
-                self._telemetry.gap_recorded(name, "query_removed", str(interval))
+                await give_up(name, interval, "query_removed", self.journal, self._clock, self._telemetry)
             await self.journal.append({"kind": "rule", "at": self._clock.now(), "query": name, "rule": None})
             self._telemetry.rule_changed(name, None)
+
+    async def _until_over(self, loop: Coroutine[Any, Any, None]) -> None:
+        """Run a loop that knows no end. What it has begun to write is written all the same."""
+        task, over = asyncio.ensure_future(loop), asyncio.ensure_future(self._over.wait())
+        try:
+            await asyncio.wait({task, over}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+        finally:
+            over.cancel()
+            task.cancel()
 
     async def _learn_time(self) -> None:
         """Ask X for its time until it answers; the pollers wait for it."""
