@@ -1,7 +1,13 @@
-"""Back-off as a value: how long to wait before the next try, exponential with full jitter, capped."""
+"""How long to wait: back-off as a value, and a bound on one call."""
 
+import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from ingester.ports import Clock
+
+_T = TypeVar("_T")
 
 
 class Backoff:
@@ -23,3 +29,18 @@ class Backoff:
 
     def succeeded(self) -> None:
         self.failures = 0
+
+
+async def within(clock: Clock, seconds: float, call: Awaitable[_T]) -> _T:
+    """What the call returns or raises. Raises TimeoutError, and cancels it, after so many seconds of this clock."""
+    task = asyncio.ensure_future(call)
+    timer = asyncio.ensure_future(clock.sleep(seconds))
+    either: set[asyncio.Future[Any]] = {task, timer}
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+    finally:
+        task.cancel()
+        timer.cancel()
+    raise TimeoutError(f"no answer within {seconds:g} s")

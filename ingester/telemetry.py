@@ -91,6 +91,9 @@ class Telemetry:
         self._shipped_bytes = self._counter("shipped_bytes", "Bytes of the microbatches stored in S3.")
         self._upload_failures = self._counter("upload_failures", "Failed attempts to upload; each is tried again.")
         self._quarantined = self._counter("microbatches_quarantined", "Microbatches set aside for a person to look at.")
+        self._lease_held = Gauge(
+            "tweetlake_lease_held", "1 while this ingester owns the lease and may ask X.", registry=self.registry
+        )
         self._paused = Gauge(
             "tweetlake_paused", "1 while a part waits for something outside.", ["part"], registry=self.registry
         )
@@ -122,6 +125,26 @@ class Telemetry:
 
     def state_unreachable(self, detail: str, wait_seconds: float) -> None:
         self._problem("state_unreachable", detail, wait_seconds=round(wait_seconds, 1))
+
+    # The lease.
+
+    def lease_taken(self, term: int) -> None:
+        self._lease_held.set(1)
+        self._log.info("lease_taken", term=term)
+
+    def lease_released(self) -> None:
+        self._lease_held.set(0)
+        self._log.info("lease_released")
+
+    def lease_waiting(self, detail: str) -> None:
+        self._problem("lease_waiting", detail)
+
+    def lease_lost(self, detail: str) -> None:
+        self._lease_held.set(0)
+        self._problem("lease_lost", detail)
+
+    def lease_unreachable(self, detail: str) -> None:
+        self._problem("lease_unreachable", detail)
 
     # X.
 

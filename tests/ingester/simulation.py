@@ -3,9 +3,11 @@
 import asyncio
 import hashlib
 import heapq
+import io
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,6 +23,7 @@ from ingester.service import Service
 from ingester.spool import Spool
 from ingester.telemetry import Telemetry
 from schemas import snowflake
+from schemas.keys import LakeKeys, MicrobatchName
 from schemas.settings import Settings
 
 START = datetime(2026, 11, 20, 12, 0, 30, tzinfo=UTC)
@@ -95,6 +98,8 @@ class SimulatedX:
     """Called for every request; what is returned is sent, or raised, instead of the page. None: no fault."""
     requests: list[SearchRequest] = field(default_factory=list)
     served: list[int] = field(default_factory=list)
+    read_on: defaultdict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
+    """What X bills: ids by UTC day."""
     counts_requests: list[CountsRequest] = field(default_factory=list)
     counts_faults: list[Callable[[CountsRequest], Answer | None]] = field(default_factory=list)
     served_elsewhere: int = 0
@@ -133,6 +138,7 @@ class SimulatedX:
         ids = self.existing(request.since_id, min(below, newest))[::-1]
         page, rest = ids[: request.max_results], ids[request.max_results :]
         self.served += page
+        self.read_on[f"{self.clock.true_now():%Y-%m-%d}"].update(page)
         meta: dict[str, Any] = {"result_count": len(page)}
         if page:
             meta |= {"newest_id": str(page[0]), "oldest_id": str(page[-1])}
@@ -163,8 +169,10 @@ class SimulatedX:
         await self.clock.sleep(0.2)
         if self.usage_answer is not None:
             return self.usage_answer()
-        today = f"{self.clock.true_now():%Y-%m-%d}T00:00:00.000Z"
-        usage = [{"date": today, "usage": str(len(set(self.served)) + self.served_elsewhere)}]
+        today = f"{self.clock.true_now():%Y-%m-%d}"
+        counts = {day: len(ids) for day, ids in self.read_on.items()}
+        counts[today] = counts.get(today, 0) + self.served_elsewhere
+        usage = [{"date": f"{day}T00:00:00.000Z", "usage": str(count)} for day, count in counts.items()]
         return self.answer(200, {"data": {"daily_client_app_usage": [{"client_app_id": "1", "usage": usage}]}})
 
     async def probe(self) -> Answer:
@@ -183,17 +191,23 @@ class MemoryStore:
     """S3 in memory, with faults by call."""
 
     objects: dict[str, tuple[bytes, dict[str, str]]] = field(default_factory=dict)
-    faults: list[Callable[[str, str], Exception | None]] = field(default_factory=list)
-    """Called with verb and key; an exception is raised before anything happens."""
+    faults: list[Callable[[str, str], Exception | Awaitable[Any] | None]] = field(default_factory=list)
+    """Called with verb and key before anything happens; an exception is raised, anything else is awaited."""
     lose_answers: bool = False
+    """The next PUT of a microbatch happens, and its answer is lost."""
+    lose_replies: int = 0
+    """So many of the next replacements of a control object happen, and their answers are lost."""
 
-    def _check(self, verb: str, key: str) -> None:
+    async def _check(self, verb: str, key: str) -> None:
         for fault in self.faults:
-            if (error := fault(verb, key)) is not None:
-                raise error
+            found = fault(verb, key)
+            if isinstance(found, Exception):
+                raise found
+            if found is not None:
+                await found
 
     async def put_new(self, key: str, file: Path, sha256: str, metadata: Mapping[str, str]) -> None:
-        self._check("put", key)
+        await self._check("put", key)
         if key in self.objects:
             raise KeyTaken(key)
         self.objects[key] = (file.read_bytes(), dict(metadata))
@@ -202,43 +216,49 @@ class MemoryStore:
             raise Transient("the answer was lost")
 
     async def head(self, key: str) -> StoredObject | None:
-        self._check("head", key)
+        await self._check("head", key)
         found = self.objects.get(key)
         return StoredObject(key, len(found[0]), found[1]) if found else None
 
     async def get(self, key: str) -> bytes:
-        self._check("get", key)
+        await self._check("get", key)
         if key not in self.objects:
             raise NeedsOperator(key)
         return self.objects[key][0]
 
     async def list_keys(self, prefix: str) -> list[str]:
-        self._check("list", prefix)
+        await self._check("list", prefix)
         return sorted(key for key in self.objects if key.startswith(prefix))
 
     async def read(self, key: str) -> Versioned | None:
-        self._check("read", key)
-        found = self.objects.get(key)
-        return Versioned(found[0], hashlib.md5(found[0]).hexdigest()) if found else None
+        await self._check("read", key)
+        return Versioned(self.objects[key][0], str(self._etag(key))) if key in self.objects else None
 
     async def replace(self, key: str, content: bytes, *, etag: str | None) -> str:
-        self._check("replace", key)
-        found = await self.read(key)
-        if (found.etag if found else None) != etag:
+        await self._check("replace", key)
+        if self._etag(key) != etag:
             raise KeyTaken(key)
         self.objects[key] = (content, {})
-        return hashlib.md5(content).hexdigest()
+        if self.lose_replies:
+            self.lose_replies -= 1
+            raise Transient("the answer was lost")
+        return str(self._etag(key))
+
+    def _etag(self, key: str) -> str | None:
+        return hashlib.md5(self.objects[key][0]).hexdigest() if key in self.objects else None
 
     async def delete(self, key: str) -> None:
-        self._check("delete", key)
+        await self._check("delete", key)
         self.objects.pop(key, None)
+
+    def microbatches(self) -> list[MicrobatchName]:
+        """What lies below raw/, by sequence."""
+        return sorted(MicrobatchName.parse(key) for key in self.objects if "raw/" in key)
 
     def records(self) -> list[dict[str, Any]]:
         """Every record in S3, by sequence."""
-        import io
-
-        names = sorted((key for key in self.objects if "raw/" in key), key=lambda key: key.rsplit("/", 1)[1][14:26])
-        return [record for key in names for record in fastavro.reader(io.BytesIO(self.objects[key][0]))]
+        contents = (self.objects[LakeKeys().microbatch(name)][0] for name in self.microbatches())
+        return [record for content in contents for record in fastavro.reader(io.BytesIO(content))]
 
 
 def settings(directory: Path, **changes: Any) -> Settings:
