@@ -21,7 +21,7 @@ from ingester.commands.common import (
 )
 from ingester.commands.spool import spool
 from ingester.commands.status import status
-from ingester.errors import NeedsOperator, SpoolBroken, SpoolLocked, Transient, TweetlakeError
+from ingester.errors import NeedsOperator, NewerFormat, SpoolLocked, Transient, TweetlakeError
 from schemas.settings import EXIT_CONFIG, Settings, load, load_x_secret
 
 
@@ -102,7 +102,7 @@ async def _serve(settings: Settings) -> int:
         beside.replace(address)  # whoever reads it finds a whole one
         telemetry.started(version=version("tweetlake"), spool=str(settings.spool.directory), url=url)
         await service.run()
-    except (SpoolLocked, SpoolBroken) as error:
+    except TweetlakeError as error:
         return _told(error)
     except BaseExceptionGroup as group:
         telemetry.died([str(error) for error in group.exceptions])
@@ -123,6 +123,8 @@ def _told(error: BaseException) -> int:
         traceback.print_exception(error)
         return EXIT_SOFTWARE
     click.echo(f"tweetlake: {error}", err=True)
+    if isinstance(error, NewerFormat):
+        return EXIT_CONFIG
     return EXIT_BUSY if isinstance(error, SpoolLocked) else EXIT_IO
 
 

@@ -5,10 +5,11 @@ import io
 from dataclasses import dataclass
 from datetime import timedelta
 
-from ingester.errors import NeedsOperator, SpoolDamaged, Transient
+from ingester.errors import NeedsOperator, SpoolDamaged, SpoolFull, Transient
+from ingester.microbatch import load_state
 from ingester.ports import Clock, ObjectStore
 from ingester.retry import Backoff
-from ingester.spool import Found, Spool, load_state
+from ingester.spool import Found, Spool
 from ingester.state import State
 from ingester.telemetry import Telemetry
 from schemas.keys import LakeKeys, MicrobatchName
@@ -17,6 +18,8 @@ DAYS_BACK = 32
 """How far S3 is searched: longer than X's reach and than a month's budget."""
 DAYS_COMPARED = 2
 """The newest days with microbatches whose sequences are compared: a clock may have been off around midnight."""
+RETRY_WHEN_FULL = 5.0
+"""Seconds between looks for room on a full disk."""
 PATIENCE_WITH_LOCAL_STATE = 10.0
 """Seconds S3 may take to answer when the spool already has a state: a start never needs S3 then."""
 
@@ -30,13 +33,30 @@ class Start:
     where: str
 
 
+async def recover(spool: Spool, clock: Clock, telemetry: Telemetry) -> None:
+    """Salvage what a crash left, and tell it. Waits as long as the disk is full: sealing needs room beside the open file.
+
+    Raises NewerFormat or SpoolBroken.
+    """
+    while True:
+        try:
+            salvaged = await asyncio.to_thread(spool.recover)
+        except SpoolFull as error:
+            telemetry.spool_full(str(error))
+            await clock.sleep(RETRY_WHEN_FULL)
+        else:
+            break
+    for found in salvaged:
+        telemetry.salvaged(str(found.sealed.name), records=found.sealed.records, lost_bytes=found.lost_bytes)
+
+
 async def find_start(
     spool: Spool, store: ObjectStore, keys: LakeKeys, clock: Clock, telemetry: Telemetry, backoff: Backoff | None = None
 ) -> Start:
     """The later of what spool and S3 hold, by sequence: a restored disk is older than S3, a new disk has S3 alone.
 
     With nothing in the spool it waits for S3, visibly and for as long as it takes: starting from nothing would pay
-    again for what is stored already.
+    again for what is stored already. Raises NewerFormat when a newer program wrote the state.
     """
     backoff = backoff or Backoff(first_seconds=1.0, cap_seconds=30.0)
     local = await asyncio.to_thread(spool.newest, telemetry.unreadable)
@@ -80,11 +100,12 @@ async def _newest_in_s3(
     for name in sorted(names, reverse=True):
         if name.sequence <= floor:
             break
+        key = keys.microbatch(name)
         try:
-            content = await store.get(keys.microbatch(name))
-            return Found(name, await asyncio.to_thread(load_state, io.BytesIO(content))), highest
+            content = await store.get(key)
+            return Found(name, await asyncio.to_thread(load_state, io.BytesIO(content), key)), highest
         except SpoolDamaged as error:
-            telemetry.unreadable(keys.microbatch(name), str(error))
+            telemetry.unreadable(key, str(error))
     return None, highest
 
 

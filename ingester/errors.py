@@ -7,6 +7,7 @@ TweetlakeError
 ├── ChecksumRefused      the bytes did not arrive as sent: hash the file again
 ├── SpoolFull            no room on the disk: wait, keep what is in memory
 ├── SpoolDamaged         a file is not what its checksum says: set it aside
+├── NewerFormat          a newer program wrote it: end the process, touch nothing
 ├── SpoolBroken          the disk cannot be trusted: end the process
 ├── SpoolLocked          another process owns the spool: end the process
 └── Stopping             the service is stopping: finish the step and return
@@ -39,6 +40,10 @@ class SpoolFull(TweetlakeError):
 
 class SpoolDamaged(TweetlakeError):
     """A spool file cannot be read as what it claims to be."""
+
+
+class NewerFormat(TweetlakeError):
+    """A microbatch was written by a newer program. Going on without what it says would pay for it a second time."""
 
 
 class SpoolBroken(TweetlakeError):

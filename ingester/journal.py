@@ -5,9 +5,10 @@ from datetime import timedelta
 
 from ingester import state as states
 from ingester.errors import SpoolFull
+from ingester.microbatch import Sealed
 from ingester.model import RawRecord
 from ingester.ports import Clock
-from ingester.spool import Sealed, Spool
+from ingester.spool import Spool
 from ingester.state import State
 from ingester.telemetry import Telemetry
 from schemas.keys import MicrobatchName, RawHour

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ingester.boot import find_start
+from ingester.boot import find_start, recover
 from ingester.budget import ReadToday
 from ingester.journal import Journal
 from ingester.model import FieldSet
@@ -90,9 +90,7 @@ class Service:
         return None
 
     async def _begin(self) -> Journal:
-        for salvaged in await asyncio.to_thread(self._spool.recover):
-            name = str(salvaged.sealed.name)
-            self._telemetry.salvaged(name, records=salvaged.sealed.records, lost_bytes=salvaged.lost_bytes)
+        await recover(self._spool, self._clock, self._telemetry)
         start = await find_start(self._spool, self._store, self._keys, self._clock, self._telemetry)
         self._telemetry.state_found(start.where, start.next_sequence - 1, len(start.state.queries))
         return Journal(

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from ingester.errors import ChecksumRefused, KeyTaken, NeedsOperator, SpoolDamaged, Transient
 from ingester.journal import Journal
+from ingester.microbatch import Sealed
 from ingester.ports import Clock, ObjectStore
 from ingester.retry import Backoff
-from ingester.spool import Sealed, Spool
+from ingester.spool import Spool
 from ingester.telemetry import Telemetry
 from schemas.keys import LakeKeys, MicrobatchName
 

@@ -6,15 +6,15 @@ import os
 import random
 from datetime import UTC, datetime
 
-import fastavro
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ingester import spool as spool_module
-from ingester.errors import SpoolBroken, SpoolDamaged, SpoolFull, SpoolLocked
-from ingester.spool import FOLDERS, Spool, hash_file, read_records
+from ingester import microbatch
+from ingester.errors import SpoolBroken, SpoolFull, SpoolLocked
+from ingester.microbatch import hash_file, read_records
+from ingester.spool import FOLDERS, Spool
 from ingester.state import State, fold
 from schemas.keys import MicrobatchName, RawHour
 
@@ -168,21 +168,6 @@ def test_the_state_of_a_file_is_its_checkpoint_and_its_records(spool):
     assert spool.newest(lambda *_: None).state == fold(State(), [page(0), page(1), page(2)])
 
 
-def test_a_newer_format_is_refused_and_told(spool):
-    spool.open_microbatch(name(1), State())
-    spool.append(page(0))
-    spool.seal()
-    file = spool.sealed_file(name(1))
-    with file.open("rb") as source:
-        metadata = dict(fastavro.reader(source).metadata) | {"tweetlake.format": "99"}
-    with file.open("wb") as target:
-        fastavro.writer(
-            target, spool_module._SCHEMA, [], metadata={k: v for k, v in metadata.items() if k.startswith("tweetlake.")}
-        )
-    with file.open("rb") as source, pytest.raises(SpoolDamaged, match="99 is newer"):
-        spool_module.load_state(source)
-
-
 def test_no_room_while_writing_leaves_a_whole_file_and_the_next_try_succeeds(spool, monkeypatch):
     spool.open_microbatch(name(), State())
     spool.append(page(0))
@@ -196,7 +181,7 @@ def test_no_room_while_writing_leaves_a_whole_file_and_the_next_try_succeeds(spo
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(descriptor, data)
 
-    monkeypatch.setattr(spool_module.os, "write", full)
+    monkeypatch.setattr(microbatch.os, "write", full)
     with pytest.raises(SpoolFull):
         spool.append(page(1))
     spool.append(page(1))
@@ -210,7 +195,7 @@ def test_a_failing_fsync_ends_the_process(spool, monkeypatch):
     def broken(_descriptor):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(spool_module.os, "fdatasync", broken)
+    monkeypatch.setattr(microbatch.os, "fdatasync", broken)
     with pytest.raises(SpoolBroken, match="fsync"):
         spool.append(page(0))
 
