@@ -89,8 +89,9 @@ async def _serve(settings: Settings) -> int:
             fields=field_set(settings.x.fields, settings.x.expansions),
             version=version("tweetlake"),
         )
+        report = service.report
         server = HealthServer(
-            status=service.status, readiness=service.readiness, health=service.health, registry=telemetry.registry
+            status=report.status, readiness=report.readiness, health=report.health, registry=telemetry.registry
         )
         try:
             url = await server.start(settings.health.host, settings.health.port)

@@ -8,7 +8,7 @@ from datetime import timedelta
 from ingester.errors import NeedsOperator, SpoolDamaged, SpoolFull, Transient
 from ingester.microbatch import load_state
 from ingester.ports import Clock, ObjectStore
-from ingester.retry import Backoff
+from ingester.retry import Backoff, within
 from ingester.spool import Found, Spool
 from ingester.state import State
 from ingester.telemetry import Telemetry
@@ -20,8 +20,10 @@ DAYS_COMPARED = 2
 """The newest days with microbatches whose sequences are compared: a clock may have been off around midnight."""
 RETRY_WHEN_FULL = 5.0
 """Seconds between looks for room on a full disk."""
-PATIENCE_WITH_LOCAL_STATE = 10.0
-"""Seconds S3 may take to answer when the spool already has a state: a start never needs S3 then."""
+TAKEOVER_STEP = 1_000_000
+"""Who goes on from another spool's state leaves so many sequences free. The other one may still write, cut off from S3 and
+not knowing that it was succeeded: what it wrote then must never count as the later state.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class Start:
     state: State
     next_sequence: int
     where: str
+    is_from_s3: bool = False
 
 
 async def recover(spool: Spool, clock: Clock, telemetry: Telemetry) -> None:
@@ -50,36 +53,64 @@ async def recover(spool: Spool, clock: Clock, telemetry: Telemetry) -> None:
         telemetry.salvaged(str(found.sealed.name), records=found.sealed.records, lost_bytes=found.lost_bytes)
 
 
+async def spool_start(spool: Spool, telemetry: Telemetry) -> Start | None:
+    """Where the spool alone would go on; None when it has no state."""
+    local = await asyncio.to_thread(spool.newest, telemetry.unreadable)
+    if local is None:
+        return None
+    return Start(local.state, await _highest_in(spool) + 1, where=f"spool, {local.name}")
+
+
 async def find_start(
-    spool: Spool, store: ObjectStore, keys: LakeKeys, clock: Clock, telemetry: Telemetry, backoff: Backoff | None = None
+    spool: Spool,
+    store: ObjectStore,
+    keys: LakeKeys,
+    clock: Clock,
+    telemetry: Telemetry,
+    *,
+    patience: float | None,
+    backoff: Backoff | None = None,
 ) -> Start:
     """The later of what spool and S3 hold, by sequence: a restored disk is older than S3, a new disk has S3 alone.
 
-    With nothing in the spool it waits for S3, visibly and for as long as it takes: starting from nothing would pay
-    again for what is stored already. Raises NewerFormat when a newer program wrote the state.
+    With a state in the spool S3 may take so many seconds of `patience`. Without one, or with None, S3 is waited for,
+    visibly and for as long as it takes: starting from less than is stored would pay again for the rest.
+    Raises NewerFormat when a newer program wrote the state.
     """
-    backoff = backoff or Backoff(first_seconds=1.0, cap_seconds=30.0)
     local = await asyncio.to_thread(spool.newest, telemetry.unreadable)
+    if local is None or patience is None:
+        backoff = backoff or Backoff(first_seconds=1.0, cap_seconds=30.0)
+        remote, highest = await _wait_for_s3(store, keys, clock, telemetry, backoff, above=local)
+    else:
+        try:
+            remote, highest = await within(clock, patience, _newest_in_s3(store, keys, clock, telemetry, above=local))
+        except (Transient, NeedsOperator, TimeoutError) as error:
+            telemetry.state_unreachable(f"going on from the spool: {error}", 0.0)
+            remote, highest = None, local.name.sequence
+    highest = max(highest, await _highest_in(spool))
+    newest = remote or local
+    if newest is None:
+        return Start(State(), highest + 1, where="nowhere: the first start")
+    step = 1 if newest.name.spool_id == spool.spool_id else TAKEOVER_STEP
+    where = "S3" if remote else "spool"
+    return Start(newest.state, highest + step, where=f"{where}, {newest.name}", is_from_s3=remote is not None)
+
+
+async def _highest_in(spool: Spool) -> int:
+    names = await asyncio.to_thread(spool.all_names)
+    return max((name.sequence for name in names), default=0)
+
+
+async def _wait_for_s3(
+    store: ObjectStore, keys: LakeKeys, clock: Clock, telemetry: Telemetry, backoff: Backoff, *, above: Found | None
+) -> tuple[Found | None, int]:
     while True:
         try:
-            async with asyncio.timeout(PATIENCE_WITH_LOCAL_STATE if local else None):
-                remote, highest = await _newest_in_s3(store, keys, clock, telemetry, above=local)
-            break
-        except (Transient, NeedsOperator, TimeoutError) as error:
-            detail = str(error) or "S3 did not answer in time"
-            if local is not None:
-                telemetry.state_unreachable(f"going on from the spool: {detail}", 0.0)
-                remote, highest = None, local.name.sequence
-                break
+            return await _newest_in_s3(store, keys, clock, telemetry, above=above)
+        except (Transient, NeedsOperator) as error:
             wait = backoff.next_wait()
-            telemetry.state_unreachable(detail, wait)
+            telemetry.state_unreachable(str(error), wait)
             await clock.sleep(wait)
-    highest = max([highest, *(name.sequence for name in await asyncio.to_thread(spool.all_names))])
-    if remote is not None:
-        return Start(remote.state, highest + 1, where=f"S3, {remote.name}")
-    if local is not None:
-        return Start(local.state, highest + 1, where=f"spool, {local.name}")
-    return Start(State(), highest + 1, where="nowhere: the first start")
 
 
 async def _newest_in_s3(

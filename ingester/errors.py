@@ -10,6 +10,7 @@ TweetlakeError
 ├── NewerFormat          a newer program wrote it: end the process, touch nothing
 ├── SpoolBroken          the disk cannot be trusted: end the process
 ├── SpoolLocked          another process owns the spool: end the process
+├── LoopDied             a loop that works for ever has ended: end the process
 └── Stopping             the service is stopping: finish the step and return
 """
 
@@ -52,6 +53,10 @@ class SpoolBroken(TweetlakeError):
 
 class SpoolLocked(TweetlakeError):
     """Another process holds the lock of this spool folder."""
+
+
+class LoopDied(TweetlakeError):
+    """A loop that works for as long as the process has ended; its cause, if any, is the error that ended it."""
 
 
 class Stopping(TweetlakeError):

@@ -48,9 +48,16 @@ class Journal:
         self._min_free_bytes = min_free_bytes
         self._lock = asyncio.Lock()
         self._opened = 0.0
+        self._opened_with = state
         self._hour: RawHour | None = None
         self._lacks_room: str | None = None
         self._room_known_until = float("-inf")
+
+    @property
+    def next_checkpoint(self) -> tuple[int, State]:
+        """Sequence and checkpoint of the open microbatch, or of the next one if none is open."""
+        name = self._spool.open_name
+        return (name.sequence, self._opened_with) if name else (self._next_sequence, self.state)
 
     async def append(self, record: RawRecord) -> None:
         """Make a record durable and fold it into the state. Waits as long as the disk is full.
@@ -60,17 +67,26 @@ class Journal:
         """
         await asyncio.shield(asyncio.ensure_future(self._append(record)))
 
-    async def seal(self, reason: str, *, if_older_than: float = 0.0) -> None:
-        """Seal the open microbatch, if there is one and it has been open for so many seconds. Not torn either."""
-        await asyncio.shield(asyncio.ensure_future(self._seal_if_older(reason, if_older_than)))
+    async def seal(self, reason: str, *, if_older_than: float = 0.0) -> bool:
+        """Seal the open microbatch, if there is one and it has been open for so many seconds. Not torn either.
+
+        False when the disk is too full for it: it stays open.
+        """
+        return await asyncio.shield(asyncio.ensure_future(self._seal_if_older(reason, if_older_than)))
+
+    async def adopt(self, state: State, next_sequence: int) -> None:
+        """Go on from a later state, which another spool wrote. What is open is sealed before, so that no file mixes both."""
+        await asyncio.shield(asyncio.ensure_future(self._adopt(state, next_sequence)))
 
     async def run(self) -> None:
         """Seal by age, also when nothing arrives, and leave a heartbeat in every hour. Ends only by cancellation."""
+        wait = self._seconds_to_wait()
         while True:
-            await self._clock.sleep(self._seconds_to_wait())
-            await self.seal("age", if_older_than=self._seal_after_seconds)
+            await self._clock.sleep(wait)
+            is_sealed = await self.seal("age", if_older_than=self._seal_after_seconds)
             if self._hour is None or self._hour < RawHour.of(self._clock.now()):
                 await self.append({"kind": "heartbeat", "at": self._clock.now()})
+            wait = self._seconds_to_wait() if is_sealed else RETRY_WHEN_FULL
 
     async def lacks_room(self) -> str | None:
         """Why nothing more may be asked for, as far as the disk is concerned; None when there is room."""
@@ -110,22 +126,30 @@ class Journal:
             await self._seal_open_file("hour")
         if self._spool.open_name is None:
             name = MicrobatchName(self._next_sequence, hour, self._spool.spool_id)
+            self._opened_with = self.state
             await asyncio.to_thread(self._spool.open_microbatch, name, self.state)
             self._next_sequence += 1
             self._opened = self._clock.monotonic()
             self._hour = hour
         await asyncio.to_thread(self._spool.append, record)
 
-    async def _seal_if_older(self, reason: str, seconds: float) -> None:
+    async def _seal_if_older(self, reason: str, seconds: float) -> bool:
         async with self._lock:
-            if self._spool.open_name is not None and self._age() >= seconds:
-                await self._seal(reason)
+            return self._spool.open_name is None or self._age() < seconds or await self._seal(reason)
 
-    async def _seal(self, reason: str) -> None:
+    async def _adopt(self, state: State, next_sequence: int) -> None:
+        async with self._lock:
+            while not await self._seal("takeover"):
+                await self._clock.sleep(RETRY_WHEN_FULL)
+            self.state, self._next_sequence = state, max(next_sequence, self._next_sequence)
+
+    async def _seal(self, reason: str) -> bool:
         try:
             await self._seal_open_file(reason)
         except SpoolFull as error:
             self._telemetry.spool_full(str(error))  # it stays open and is tried again
+            return False
+        return True
 
     async def _seal_open_file(self, reason: str) -> None:
         sealed: Sealed | None = await asyncio.to_thread(self._spool.seal)

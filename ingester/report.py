@@ -3,6 +3,7 @@
 from datetime import datetime
 from typing import Any
 
+from ingester.lease import Lease
 from ingester.model import SEARCH
 from ingester.poller import Poller
 from ingester.ports import Clock
@@ -21,20 +22,25 @@ LATE_AFTER_SECONDS = 90.0
 class Report:
     """Looks at the parts; the service tells it of those that begin later."""
 
-    def __init__(self, settings: Settings, spool: Spool, clock: Clock, telemetry: Telemetry, version: str) -> None:
+    def __init__(
+        self, settings: Settings, spool: Spool, lease: Lease, clock: Clock, telemetry: Telemetry, version: str
+    ) -> None:
         self.term: Term | None = None
         self.uploader: Uploader | None = None
         self._settings = settings
         self._spool = spool
+        self._lease = lease
         self._clock = clock
         self._telemetry = telemetry
         self._version = version
         self._started_at = clock.now()
 
     def readiness(self) -> dict[str, Any]:
-        """Why it could not begin to work, if so: no state yet, or X never accepted the credentials."""
+        """Why it cannot work, if so: the lease is somebody else's, no state yet, or X never accepted the credentials."""
         reasons = []
-        if self.term is None:
+        if (waiting := self._lease.why_waiting()) is not None:
+            reasons.append(waiting)
+        elif self.term is None:
             reasons.append("the state has not been found yet (waiting for S3)")
         elif not self.term.gate.x_time.known.is_set():
             reasons.append("X has not answered at all yet")
@@ -53,6 +59,8 @@ class Report:
                 for poller in self.term.pollers
                 if (late := self._lateness(poller)) > 0
             ]
+        if self._lease.problem is not None:
+            reasons.append(f"the lease: {self._lease.problem}")
         if self.uploader is not None and self.uploader.last_problem is not None:
             reasons.append(f"uploading: {self.uploader.last_problem}")
         if quarantined := self._spool.count("quarantine"):
@@ -84,6 +92,7 @@ class Report:
                 "last_shipped_at": _text(uploader.last_shipped_at) if uploader else None,
                 "problem": uploader.last_problem if uploader else None,
             },
+            "lease": self._lease.status(),
             "x": _x_status(term) if term else None,
             "budget": self._budget_status(term) if term else None,
             "queries": [_query_status(term, poller) for poller in term.pollers] if term else [],

@@ -2,22 +2,31 @@
 
 import asyncio
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
-from ingester.boot import find_start, recover
+from ingester.boot import Start, find_start, recover, spool_start
 from ingester.budget import ReadToday
+from ingester.errors import LoopDied, Stopping
 from ingester.journal import Journal
+from ingester.lease import Lease, Standing
 from ingester.model import FieldSet
 from ingester.ports import Clock, ObjectStore, Source
 from ingester.report import Report
+from ingester.retry import within
 from ingester.spool import Spool
 from ingester.telemetry import Telemetry
 from ingester.term import Term
 from ingester.uploader import Uploader
 from schemas.keys import LakeKeys
 from schemas.settings import Settings
+
+PATIENCE = 1.0
+"""Seconds S3 may take, for the lease and once more for its newest state, when the spool has a state to go on from."""
+
+_T = TypeVar("_T")
+_Loops = dict[str, Coroutine[Any, Any, None]]
 
 
 class Service:
@@ -35,7 +44,6 @@ class Service:
         fields: FieldSet,
         version: str,
     ) -> None:
-        self.report = Report(settings, spool, clock, telemetry, version)
         self._settings = settings
         self._spool = spool
         self._source = source
@@ -44,56 +52,78 @@ class Service:
         self._telemetry = telemetry
         self._fields = fields
         self._keys = LakeKeys(settings.lake.prefix)
+        seconds = settings.lake.lease_seconds
+        self._lease = Lease(
+            store, self._keys, clock, telemetry, spool_id=spool.spool_id, seconds=seconds, version=version
+        )
+        self.report = Report(settings, spool, self._lease, clock, telemetry, version)
         self._stop = asyncio.Event()
+        self._at_once = asyncio.Event()
         self._read_today = ReadToday()
+        self._tasks = asyncio.TaskGroup()
+        self._kept: list[asyncio.Task[None]] = []
+        self._journal: Journal | None = None
+        self._uploader: Uploader | None = None
         self._work: Term | None = None
+        self._loops: list[asyncio.Task[None]] = []
+        self._polls: list[asyncio.Task[None]] = []
 
-    async def run(self) -> None:
+    async def run(self, beside: _Loops | None = None) -> None:
         """Start, work until SIGTERM or SIGINT, stop within the grace time.
 
-        The spool must be acquired. Raises what ended a loop, in an ExceptionGroup: a dead loop ends the process.
+        The spool must be acquired. `beside` are loops of others that live as long, by name. Raises LoopDied, in an
+        ExceptionGroup, when one of the loops ended: a dead loop ends the process.
         """
         with self._signals():
-            journal = await self._begin_or_stop()
-            if journal is None:
-                return
-            uploader = Uploader(self._spool, self._store, journal, self._keys, self._clock, self._telemetry)
-            self._work = self._new_term(journal)
-            self.report.uploader, self.report.term = uploader, self._work
-            async with asyncio.TaskGroup() as group:
-                beside = {"journal": journal.run(), "uploader": uploader.run(), **self._work.loops()}
-                loops = [group.create_task(loop, name=name) for name, loop in beside.items()]
-                await self._work.settle_queries()
-                polls = [group.create_task(poll, name=name) for name, poll in self._work.polls().items()]
-                await self._stop.wait()
-                await self._wind_down(self._work, uploader, polls)
-                for task in [*polls, *loops]:
-                    task.cancel()
+            async with self._tasks:
+                self._kept += self._keep({"lease": self._lease.run(), **(beside or {})})
+                with suppress(Stopping):
+                    await self._live()
+                await self._wind_down()
+                await _end(self._kept)
         self._telemetry.stopped(waiting=len(self._spool.waiting()))
 
     def stop(self, reason: str) -> None:
-        """Ask the service to stop; it finishes what it has begun."""
+        """Ask the service to stop; it finishes what it has begun. Asked twice it leaves at once: what is durable stays so."""
         self._telemetry.stopping(reason)
+        if self._stop.is_set():
+            self._at_once.set()
         self._stop.set()
+
+    async def _live(self) -> None:
+        """Term after term until the service stops. Raises Stopping."""
+        await self._unless_stopped(recover(self._spool, self._clock, self._telemetry))
+        if (local := await self._unless_stopped(spool_start(self._spool, self._telemetry))) is not None:
+            self._begin(local)
+        while True:
+            term = await self._unless_stopped(self._lease.granted(PATIENCE if self._journal else None))
+            await self._unless_stopped(self._find_state())
+            await self._unless_stopped(self._begin_term())
+            await self._unless_stopped(self._lease.ended(term))
+            await self._end_term()
+            self.report.term = None
 
     # Start.
 
-    async def _begin_or_stop(self) -> Journal | None:
-        """`_begin` may wait long for S3; a signal ends that wait."""
-        begin = asyncio.ensure_future(self._begin())
-        stop = asyncio.ensure_future(self._stop.wait())
-        await asyncio.wait({begin, stop}, return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        if begin.done():
-            return begin.result()
-        begin.cancel()
-        return None
-
-    async def _begin(self) -> Journal:
-        await recover(self._spool, self._clock, self._telemetry)
-        start = await find_start(self._spool, self._store, self._keys, self._clock, self._telemetry)
+    async def _find_state(self) -> None:
+        """Compare what the spool has with what S3 has, which somebody else may have written."""
+        if self._journal is not None and self._lease.standing is Standing.UNKNOWN:
+            # As soon as S3 answers, whose the lease is, another term begins: then it is compared.
+            self._telemetry.state_unreachable("going on from the spool: S3 does not say whose the lease is", 0.0)
+            return
+        if self._journal is not None:
+            await self._journal.seal("takeover")
+        patience = None if self._lease.inherited else PATIENCE
+        start = await find_start(self._spool, self._store, self._keys, self._clock, self._telemetry, patience=patience)
+        if self._journal is None:
+            self._begin(start)
+        elif start.is_from_s3:
+            await self._journal.adopt(start.state, start.next_sequence)
         self._telemetry.state_found(start.where, start.next_sequence - 1, len(start.state.queries))
-        return Journal(
+
+    def _begin(self, start: Start) -> None:
+        """Once a state is known: from here on what is in the spool is shipped, also while X may not be asked."""
+        self._journal = Journal(
             self._spool,
             self._clock,
             self._telemetry,
@@ -104,11 +134,15 @@ class Service:
             max_bytes=self._settings.spool.max_bytes,
             min_free_bytes=self._settings.spool.min_free_bytes,
         )
+        self._uploader = Uploader(self._spool, self._store, self._journal, self._keys, self._clock, self._telemetry)
+        self.report.uploader = self._uploader
+        self._kept += self._keep({"journal": self._journal.run(), "uploader": self._uploader.run()})
 
-    def _new_term(self, journal: Journal) -> Term:
-        return Term(
+    async def _begin_term(self) -> None:
+        assert self._journal is not None
+        term = self._work = self.report.term = Term(
             self._settings,
-            journal=journal,
+            journal=self._journal,
             source=self._source,
             store=self._store,
             keys=self._keys,
@@ -117,20 +151,59 @@ class Service:
             fields=self._fields,
             read_today=self._read_today,
         )
+        self._loops = self._keep(term.loops(), lambda: term.is_over)
+        await term.settle_queries()
+        self._polls = self._keep(term.polls(), lambda: term.is_over)
 
     # Stop.
 
-    async def _wind_down(self, term: Term, uploader: Uploader, polls: list["asyncio.Task[None]"]) -> None:
-        """Finish the requests under way, seal, ship; what the grace time does not allow waits safely on disk."""
-        grace = self._settings.service.grace_seconds
+    async def _end_term(self) -> None:
+        """No more requests; those under way are finished, as long as the grace time allows."""
+        if self._work is None or self._work.is_over:
+            return
+        self._work.end()
+        if self._polls:
+            with suppress(TimeoutError):
+                await within(self._clock, self._settings.service.grace_seconds / 2, asyncio.wait(self._polls))
+        await _end([*self._polls, *self._loops])
+        self._polls, self._loops = [], []
+
+    async def _finish(self) -> None:
+        """Finish, seal, ship, and let a successor begin."""
+        await self._end_term()
+        if self._journal is not None and self._uploader is not None:
+            await self._journal.seal("shutdown")
+            await self._uploader.finish()
+        await self._lease.release()
+
+    async def _wind_down(self) -> None:
+        """`_finish` within the grace time. What that does not allow waits safely on disk."""
+        finish = asyncio.ensure_future(self._finish())
+        grace = asyncio.ensure_future(self._clock.sleep(self._settings.service.grace_seconds))
+        at_once = asyncio.ensure_future(self._at_once.wait())
+        await asyncio.wait({finish, grace, at_once}, return_when=asyncio.FIRST_COMPLETED)
+        if finish.done():
+            finish.result()
+        await _end([finish, grace, at_once])
+
+    # What serves both.
+
+    def _keep(self, loops: _Loops, may_end: Callable[[], bool] = lambda: False) -> list["asyncio.Task[None]"]:
+        """Run loops, by name; one that ends before it may ends the process."""
+        return [self._tasks.create_task(_watch(name, loop, may_end), name=name) for name, loop in loops.items()]
+
+    async def _unless_stopped(self, step: Coroutine[Any, Any, _T]) -> _T:
+        """A step that may take long. Raises Stopping when the service stops before."""
+        task, stop = asyncio.ensure_future(step), asyncio.ensure_future(self._stop.wait())
+        either: set[asyncio.Future[Any]] = {task, stop}
         try:
-            async with asyncio.timeout(grace):
-                term.end()
-                await asyncio.wait(polls, timeout=grace / 2)
-                await term.journal.seal("shutdown")
-                await uploader.finish()
-        except TimeoutError:
-            pass
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+        finally:
+            task.cancel()
+            stop.cancel()
+        raise Stopping("the service is stopping")
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -144,16 +217,18 @@ class Service:
             for name in names:
                 loop.remove_signal_handler(name)
 
-    # What it says about itself.
 
-    def readiness(self) -> dict[str, Any]:
-        """For /readyz."""
-        return self.report.readiness()
+async def _watch(name: str, loop: Awaitable[None], may_end: Callable[[], bool]) -> None:
+    try:
+        await loop
+    except Exception as error:
+        raise LoopDied(f"{name}: {error}") from error
+    if not may_end():
+        raise LoopDied(f"{name}: it ended by itself")
 
-    def health(self) -> dict[str, Any]:
-        """For /healthz."""
-        return self.report.health()
 
-    def status(self) -> dict[str, Any]:
-        """For /status."""
-        return self.report.status()
+async def _end(tasks: Iterable["asyncio.Task[Any]"]) -> None:
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -83,16 +83,20 @@ class Term:
         self.audit = Audit(settings.query, **asking) if settings.audit.counts_daily else None
         self.reconciliation = Reconciliation(**asking) if settings.budget.reconcile else None
 
+    @property
+    def is_over(self) -> bool:
+        return self._over.is_set()
+
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
         """What runs for as long as the term, by name."""
         return {"gate": self.gate.run()}
 
     def polls(self) -> dict[str, Coroutine[Any, Any, None]]:
-        """What ends by itself after `end`, or once it has done its work, by name."""
+        """What ends by itself soon after `end`, by name."""
         polls = {f"poller {poller.query.name}": poller.run() for poller in self.pollers}
         asides = {"orders": self.orders, "audit": self.audit, "reconciliation": self.reconciliation}
         beside = {name: self._until_over(aside.run()) for name, aside in asides.items() if aside is not None}
-        return {"time": self._learn_time(), **polls, **beside}
+        return {"time": self._until_over(self._learn_time()), **polls, **beside}
 
     def end(self) -> None:
         """Nothing more is asked; answers under way are still kept."""
@@ -122,7 +126,7 @@ class Term:
             task.cancel()
 
     async def _learn_time(self) -> None:
-        """Ask X for its time until it answers; the pollers wait for it."""
+        """Ask X for its time until it answers; the pollers wait for it, and learn it from every answer afterwards."""
         x_time = self.gate.x_time
         backoff = Backoff(first_seconds=1.0, cap_seconds=60.0)
         while not x_time.known.is_set():
@@ -137,3 +141,4 @@ class Term:
                 wait = backoff.next_wait()
                 self._telemetry.request_failed("time", problem, wait)
                 await self._clock.sleep(wait)
+        await self._over.wait()

@@ -76,7 +76,7 @@ async def test_at_the_daily_cap_it_pauses_and_resumes_at_midnight_and_survives_a
     run = await live(configured, clock, x, store, seconds=3600)
     money = run.service._work.journal.state.money
     assert 1.9 <= money.day.microusd / 1e6 <= 2.0
-    assert "usd_per_day" in str(run.service.health()["reasons"])
+    assert "usd_per_day" in str(run.service.report.health()["reasons"])
     spent_requests = len(x.requests)
     await live(configured, clock, x, store, seconds=3600)
     assert len(x.requests) == spent_requests, "a restart does not empty the memory of what was spent"

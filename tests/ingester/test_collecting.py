@@ -121,7 +121,7 @@ async def test_other_content_under_our_key_is_set_aside_and_told(world):
     run = await live(configured, clock, x, store, seconds=200)
     assert run.spool.count("quarantine") == 1
     assert run.spool.waiting() == []
-    assert "quarantine" in str(run.service.health()["reasons"])
+    assert "quarantine" in str(run.service.report.health()["reasons"])
 
 
 async def test_gone_for_more_than_seven_days_the_rest_is_told_as_a_gap(world):
@@ -308,4 +308,4 @@ async def test_a_disk_with_too_little_left_is_named_with_its_setting(tmp_path):
     spool = {"directory": tmp_path / "spool", "min_free_bytes": 10**18}
     run = await live(settings(tmp_path, spool=spool), clock, x, MemoryStore(), seconds=120)
     assert x.requests == []
-    assert "spool.min_free_bytes" in str(run.service.health()["reasons"])
+    assert "spool.min_free_bytes" in str(run.service.report.health()["reasons"])

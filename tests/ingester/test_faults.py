@@ -122,7 +122,7 @@ async def test_the_monthly_cap_pauses_although_requests_remain(world):
     run = await live(configured, clock, x, store, seconds=3600)
     refused = len(x.requests) - len(pages(store.records()))
     assert 2 <= refused <= 6
-    assert "cap_reached" in str(run.service.health()["reasons"])
+    assert "cap_reached" in str(run.service.report.health()["reasons"])
 
 
 async def test_no_answer_is_tried_again_with_back_off(world):
