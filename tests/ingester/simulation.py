@@ -16,7 +16,7 @@ from typing import Any
 
 import fastavro
 
-from ingester.errors import KeyTaken, NeedsOperator, Transient
+from ingester.errors import ChecksumRefused, KeyTaken, NeedsOperator, Transient
 from ingester.model import LEAN, Answer, CountsRequest, SearchRequest
 from ingester.ports import StoredObject, Versioned
 from ingester.service import Service
@@ -210,6 +210,8 @@ class MemoryStore:
         await self._check("put", key)
         if key in self.objects:
             raise KeyTaken(key)
+        if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+            raise ChecksumRefused(key)
         self.objects[key] = (file.read_bytes(), dict(metadata))
         if self.lose_answers:
             self.lose_answers = False
@@ -251,6 +253,15 @@ class MemoryStore:
         await self._check("delete", key)
         self.objects.pop(key, None)
 
+    def black_hole(self, clock: VirtualClock) -> None:
+        """From now on no call is answered; the client gives up after its time-out of a minute."""
+
+        async def silence() -> None:
+            await clock.sleep(60)
+            raise Transient("no answer within 60 s")
+
+        self.faults = [lambda _verb, _key: silence()]
+
     def microbatches(self) -> list[MicrobatchName]:
         """What lies below raw/, by sequence."""
         return sorted(MicrobatchName.parse(key) for key in self.objects if "raw/" in key)
@@ -276,16 +287,56 @@ def settings(directory: Path, **changes: Any) -> Settings:
     return Settings(**(values | changes))
 
 
-@dataclass
 class Run:
-    """One life of the service, from start to a clean stop or a crash."""
+    """One life of the real service on the simulated world: it begins at once, and ends by `stop` or `die`."""
 
-    clock: VirtualClock
-    x: SimulatedX
-    store: MemoryStore
-    spool: Spool
-    service: Service
-    telemetry: Telemetry
+    def __init__(
+        self,
+        configured: Settings,
+        clock: VirtualClock,
+        x: SimulatedX,
+        store: MemoryStore,
+        on_step: Callable[[str], None] = lambda _step: None,
+    ) -> None:
+        asyncio.get_running_loop().set_default_executor(InlineExecutor(1))
+        self.clock, self.x, self.store = clock, x, store
+        self.telemetry = Telemetry(now=clock.now)
+        self.spool = Spool(configured.spool.directory, on_step=on_step)
+        self.spool.acquire()
+        self.service = Service(
+            configured,
+            spool=self.spool,
+            source=x,
+            store=store,
+            clock=clock,
+            telemetry=self.telemetry,
+            fields=LEAN,
+            version="0",
+        )
+        self.task = asyncio.ensure_future(self.service.run())
+        self._left = False
+
+    async def stop(self) -> float:
+        """As SIGTERM does; returns the seconds it took."""
+        asked = self.clock.seconds
+        self.service.stop("test")
+        await self.clock.drive(asked + 60, self.task.done)
+        self.task.result()
+        seconds = self.clock.seconds - asked
+        await self.die()
+        return seconds
+
+    async def die(self) -> None:
+        """As SIGKILL does: nothing after this moment happens."""
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        if not self._left:
+            self.spool.release()
+        self._left = True
+
+    def told(self) -> list[str]:
+        """The problems told so far, by event."""
+        return [problem.event for problem in self.telemetry.problems]
 
 
 async def live(
@@ -299,37 +350,25 @@ async def live(
     crash: bool = False,
     during: Callable[[Run], None] | None = None,
 ) -> Run:
-    """Run the real service on the simulated world for so many virtual seconds, then stop it (or drop it dead).
+    """Run the service for so many virtual seconds, then stop it (or drop it dead).
 
     Raises Crash when a durable step of the spool did.
     """
-    asyncio.get_running_loop().set_default_executor(InlineExecutor(1))
-    telemetry = Telemetry(now=clock.now)
-    spool = Spool(configured.spool.directory, on_step=on_step)
-    spool.acquire()
-    service = Service(
-        configured, spool=spool, source=x, store=store, clock=clock, telemetry=telemetry, fields=LEAN, version="0"
-    )
-    run = Run(clock, x, store, spool, service, telemetry)
-    task = asyncio.ensure_future(service.run())
+    run = Run(configured, clock, x, store, on_step)
     try:
-        await clock.drive(clock.seconds + seconds, task.done)
+        await clock.drive(clock.seconds + seconds, run.task.done)
         if during is not None:
             during(run)
-        if task.done():
-            task.result()
+        if run.task.done():
+            run.task.result()
         elif not crash:
-            service.stop("test")
-            await clock.drive(clock.seconds + 60, task.done)
-            task.result()
+            await run.stop()
     except BaseExceptionGroup as group:
         if group.subgroup(Crash):
             raise Crash from group
         raise
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        spool.release()
+        await run.die()
     return run
 
 

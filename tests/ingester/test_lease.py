@@ -9,7 +9,7 @@ from ingester.errors import NeedsOperator, Transient
 from ingester.lease import Lease, Standing
 from ingester.telemetry import Telemetry
 from schemas.keys import LakeKeys
-from tests.ingester.simulation import MemoryStore, VirtualClock
+from tests.ingester.simulation import MemoryStore, Run, SimulatedX, VirtualClock, settings, stored_ids
 
 KEY = LakeKeys().lease
 
@@ -27,7 +27,9 @@ class Machine:
         self.task = asyncio.ensure_future(self.lease.run())
 
     def cut_off(self, error=None):
-        self.store.faults = [lambda _verb, _key: error or asyncio.Event().wait()]
+        self.store.black_hole(self.clock)
+        if error is not None:
+            self.store.faults = [lambda _verb, _key: error]
 
     def heal(self):
         self.store.faults = []
@@ -60,6 +62,12 @@ async def world():
 
 async def passes(world, seconds, condition=lambda: False):
     await world.clock.drive(world.clock.seconds + seconds, condition)
+
+
+async def releases(world, machine):
+    release = asyncio.ensure_future(machine.lease.release())
+    await passes(world, 60, release.done)
+    release.result()
 
 
 async def test_the_first_one_takes_it_and_renews_it_in_time(world):
@@ -132,7 +140,7 @@ async def test_a_release_lets_a_successor_begin_at_its_next_look(world):
     await passes(world, 30)
     b = world("bbbbbbbb")
     await passes(world, 30)
-    await a.lease.release()
+    await releases(world, a)
     released = world.clock.seconds
     await passes(world, 100, lambda: b.owns)
     assert world.clock.seconds - released <= 5
@@ -269,7 +277,7 @@ async def test_switched_off_nothing_is_written_and_everybody_asks(world):
     await passes(world, 100)
     assert (a.owns, b.owns) == (True, True)
     assert await a.lease.granted(None) == 0
-    await a.lease.release()
+    await releases(world, a)
     assert world.objects == {}
     assert a.lease.status()["standing"] == "off"
 
@@ -279,7 +287,7 @@ async def test_a_release_whose_renewal_had_lost_its_answer_is_written_all_the_sa
     await passes(world, 1)
     a.store.lose_replies = 1
     await passes(world, 20, lambda: a.store.lose_replies == 0)
-    await a.lease.release()
+    await releases(world, a)
     assert json.loads(world.objects[KEY][0])["released"] is True
 
 
@@ -290,6 +298,227 @@ async def test_a_release_never_touches_the_lease_of_a_successor(world):
     await passes(world, 100)
     a.heal()
     content = world.objects[KEY][0]
-    await a.lease.release()
+    await releases(world, a)
     assert world.objects[KEY][0] == content
     assert b.owns
+
+
+# Two whole services on one lake.
+
+
+class Collector:
+    """A machine with a disk of its own: lives come and go, the spool stays."""
+
+    def __init__(self, clock, objects, directory, **changes):
+        self.clock = clock
+        self.x = SimulatedX(clock)
+        self.store = MemoryStore(objects)
+        self.settings = settings(directory, **changes)
+        self.run = None
+
+    def boot(self):
+        self.run = Run(self.settings, self.clock, self.x, self.store)
+        return self
+
+    def cut_off(self):
+        self.store.black_hole(self.clock)
+
+    def heal(self):
+        self.store.faults = []
+
+    @property
+    def state(self):
+        return self.run.service._work.journal.state.queries["one"]
+
+
+@pytest.fixture
+async def lake(tmp_path):
+    clock, objects, machines = VirtualClock(), {}, []
+
+    def machine(name, **changes):
+        machines.append(Collector(clock, objects, tmp_path / name, **changes))
+        return machines[-1]
+
+    machine.clock, machine.objects = clock, objects
+    machine.everything = MemoryStore(objects)
+    yield machine
+    for one in machines:
+        if one.run is not None:
+            await one.run.die()
+
+
+def nothing_is_lost(lake, last):
+    """Every id from where the collection began to where it is now, in S3."""
+    stored = stored_ids(lake.everything.records())
+    state = last.state
+    assert not state.todo
+    missing = set(last.x.existing(state.start_id, state.frontier_id)) - set(stored)
+    assert not missing
+    return stored
+
+
+def paid(*machines):
+    return sum(len(machine.x.served) for machine in machines)
+
+
+async def test_the_second_of_two_ingesters_asks_nothing_and_starts_as_soon_as_the_first_stops(lake):
+    a, b = lake("a").boot(), lake("b")
+    await passes(lake, 100)
+    b.boot()
+    await passes(lake, 900)
+    assert b.x.requests == []
+    ready = b.run.service.report.readiness()
+    assert not ready["ready"]
+    assert a.run.spool.spool_id in ready["reasons"][0]
+    assert b.run.service.report.status()["lease"]["standing"] == "theirs"
+    await a.run.stop()
+    stopped = lake.clock.seconds
+    await passes(lake, 60, lambda: b.x.requests)
+    assert lake.clock.seconds - stopped <= 6
+    await passes(lake, 300)
+    await b.run.stop()
+    stored = nothing_is_lost(lake, b)
+    assert paid(a, b) == len(stored) == len(set(stored)), "nothing was paid twice"
+
+
+async def test_when_the_first_dies_the_second_takes_over_and_the_first_stands_by_when_it_is_back(lake):
+    a, b = lake("a").boot(), lake("b").boot()
+    await passes(lake, 615)
+    await a.run.die()
+    died = lake.clock.seconds
+    await passes(lake, 200, lambda: b.x.requests)
+    assert 40 <= lake.clock.seconds - died <= 75
+    await passes(lake, 300)
+    a.boot()
+    asked = len(a.x.requests)
+    await passes(lake, 900)
+    assert len(a.x.requests) == asked, "it stands by"
+    assert a.run.spool.waiting() == [], "what its disk still had is shipped all the same"
+    await b.run.stop()
+    await passes(lake, 200)
+    assert len(a.x.requests) > asked
+    await a.run.stop()
+    stored = nothing_is_lost(lake, a)
+    unshipped = 60 * a.x.tweets_per_second
+    assert paid(a, b) - len(set(stored)) <= unshipped + a.x.page_size, "what the dead one had not shipped yet"
+
+
+@pytest.mark.parametrize("hours", [0.05, 0.5, 2])
+async def test_cut_off_from_s3_while_another_takes_over_nothing_is_lost_and_only_that_stretch_is_paid_twice(
+    lake, hours
+):
+    a, b = lake("a").boot(), lake("b").boot()
+    await passes(lake, 615)
+    a.cut_off()
+    await passes(lake, hours * 3600)
+    assert a.x.requests[-1].until_id > b.x.requests[0].since_id, "both ask; a cannot know"
+    a.heal()
+    await passes(lake, 30)
+    asked = len(a.x.requests)
+    await passes(lake, 1800)
+    assert len(a.x.requests) == asked, "it stopped asking when it saw the lease"
+    assert a.run.spool.waiting() == [], "and shipped what it had"
+    both = set(a.x.served) & set(b.x.served)
+    bound = (hours * 3600 + 60 + 25) * a.x.tweets_per_second + a.x.page_size
+    assert len(both) <= bound, "the partition, what was not shipped before, and the time to notice"
+    await b.run.stop()
+    await passes(lake, 600)
+    await a.run.stop()
+    stored = nothing_is_lost(lake, a)
+    assert set(a.x.served) | set(b.x.served) == set(stored)
+    assert paid(a, b) - len(set(stored)) == len(both), "handing over and back cost nothing more"
+
+
+async def test_a_long_partition_in_which_the_cut_off_one_wrote_more_does_not_win_over_its_successor(lake):
+    a, b = lake("a"), lake("b")
+    hasty = a.settings.spool.model_copy(update={"seal_after_seconds": 5})  # a file a poll, where b has one in two
+    a.settings = a.settings.model_copy(update={"spool": hasty})
+    a.boot()
+    b.boot()
+    await passes(lake, 300)
+    a.cut_off()
+    await passes(lake, 3600)
+    a.heal()
+    await passes(lake, 60)
+    await b.run.stop()
+    await passes(lake, 100)
+    assert a.state.frontier_id >= b.state.frontier_id
+    names = lake.everything.microbatches()
+    assert names[-1].spool_id == a.run.spool.spool_id
+    assert len({name.sequence for name in names}) == len(names), "no sequence twice"
+
+
+async def test_who_inherits_the_lease_asks_nothing_before_it_has_seen_what_the_other_one_left(lake):
+    a, b = lake("a").boot(), lake("b").boot()
+    await passes(lake, 300)
+    await a.run.die()
+    await passes(lake, 300)
+    a.boot()
+    a.store.faults = [lambda verb, _key: Transient("503") if verb == "list" else None]
+    await passes(lake, 100)
+    asked = len(a.x.requests)
+    await b.run.stop()
+    await passes(lake, 300)
+    assert len(a.x.requests) == asked
+    assert "state_unreachable" in a.run.told()
+    a.store.faults = []
+    await passes(lake, 60)
+    assert len(a.x.requests) > asked
+    await a.run.stop()
+    nothing_is_lost(lake, a)
+
+
+async def test_a_lost_machine_is_replaced_by_an_empty_one(lake):
+    a = lake("a").boot()
+    await passes(lake, 605)
+    await a.run.die()
+    b = lake("b").boot()
+    await passes(lake, 300)
+    await b.run.stop()
+    stored = nothing_is_lost(lake, b)
+    assert len(b.x.requests) > 3
+    assert len(stored) == len(set(stored))
+
+
+async def test_with_s3_silent_at_the_start_a_restart_goes_on_and_stops_when_it_sees_another_owner(lake):
+    a, b = lake("a").boot(), lake("b").boot()
+    await passes(lake, 300)
+    await a.run.die()
+    await passes(lake, 300)
+    a.cut_off()
+    a.boot()
+    began, asked = lake.clock.seconds, len(a.x.requests)
+    await passes(lake, 10, lambda: len(a.x.requests) > asked)
+    assert lake.clock.seconds - began <= 2, "a start never needs S3 when the disk is there"
+    await passes(lake, 300)
+    a.heal()
+    await passes(lake, 30)
+    asked = len(a.x.requests)
+    await passes(lake, 300)
+    assert len(a.x.requests) == asked
+    assert "lease_waiting" in a.run.told()
+    await b.run.stop()
+    await passes(lake, 300)
+    await a.run.stop()
+    nothing_is_lost(lake, a)
+
+
+async def test_with_s3_silent_at_the_start_the_owner_compares_as_soon_as_it_answers(lake):
+    a = lake("a").boot()
+    await passes(lake, 300)
+    await a.run.stop()
+    a.cut_off()
+    a.boot()
+    await passes(lake, 300)
+    a.heal()
+    await passes(lake, 300)
+    await a.run.stop()
+    stored = nothing_is_lost(lake, a)
+    assert paid(a) == len(stored) == len(set(stored)), "beginning another term cost nothing"
+
+
+async def test_the_lease_can_be_switched_off(lake):
+    a, b = lake("a", lake={"bucket": "lake-bucket", "lease_seconds": 0}).boot(), lake("b").boot()
+    await passes(lake, 100)
+    assert a.x.requests
+    assert b.x.requests
