@@ -1,15 +1,16 @@
-"""S3 over boto3: one attempt per call, every failure sorted by what the uploader does. The only file that imports boto3."""
+"""S3 over boto3: one attempt per call, every failure sorted by what the uploader does. The only file that imports boto3.
+
+It does so in the first call, in a thread: that takes half a second, and a start with a state in its spool needs no S3.
+"""
 
 import asyncio
 import base64
 import hashlib
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import boto3
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError, PartialCredentialsError
 
 from ingester.errors import ChecksumRefused, KeyTaken, NeedsOperator, Transient
 from ingester.ports import StoredObject, Versioned
@@ -26,12 +27,26 @@ _TRANSIENT_ERRORS = frozenset(
 )
 
 
+THREADS = 16
+"""Of its own: calls that hang for a minute in front of a silent S3 must not keep the spool from writing."""
+
+
 class S3:
     """The ObjectStore that is S3. Credentials come by boto3's usual chain."""
 
-    def __init__(self, lake: Lake, client: "S3Client | None" = None) -> None:
+    def __init__(self, lake: Lake) -> None:
+        self._lake = lake
         self._bucket = lake.bucket
-        self._client = client or open_client(lake)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
+        self._opening = threading.Lock()
+        self._opened: S3Client | None = None
+
+    @property
+    def _client(self) -> "S3Client":
+        """Opened by the first call; tried again by the next when that failed."""
+        with self._opening:
+            self._opened = self._opened or open_client(self._lake)
+            return self._opened
 
     async def put_new(self, key: str, file: Path, sha256: str, metadata: Mapping[str, str]) -> None:
         def put() -> None:
@@ -50,6 +65,8 @@ class S3:
 
     async def head(self, key: str) -> StoredObject | None:
         def head() -> StoredObject | None:
+            from botocore.exceptions import ClientError
+
             try:
                 found = self._client.head_object(Bucket=self._bucket, Key=key)
             except ClientError as error:
@@ -75,6 +92,8 @@ class S3:
 
     async def read(self, key: str) -> Versioned | None:
         def read() -> Versioned | None:
+            from botocore.exceptions import ClientError
+
             try:
                 found = self._client.get_object(Bucket=self._bucket, Key=key)
             except ClientError as error:
@@ -97,7 +116,7 @@ class S3:
         try:
             return await self._call(put, key)
         except NeedsOperator as error:
-            if isinstance(cause := error.__cause__, ClientError) and _status(cause) == 404 and etag is not None:
+            if etag is not None and _status(error.__cause__) == 404:
                 raise KeyTaken(f"{key} is gone") from error  # S3 answers 404 to If-Match without an object
             raise
 
@@ -109,15 +128,18 @@ class S3:
 
     async def _call(self, call: Callable[[], _T], what: str) -> _T:
         try:
-            return await asyncio.to_thread(call)
-        except (ClientError, BotoCoreError) as error:
-            raise _sorted(error, f"s3://{self._bucket}/{what}") from error
-        except OSError as error:
-            raise Transient(f"s3://{self._bucket}/{what}: {error}") from error
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        except Exception as error:
+            if (meant := _sorted(error, f"s3://{self._bucket}/{what}")) is None:
+                raise
+            raise meant from error
 
 
 def open_client(lake: Lake) -> "S3Client":
     """A client without retries of its own: there is one layer of retries, the uploader's."""
+    import boto3
+    from botocore.config import Config
+
     config = Config(
         retries={"total_max_attempts": 1},
         connect_timeout=10,
@@ -128,12 +150,16 @@ def open_client(lake: Lake) -> "S3Client":
     return session.client("s3", region_name=lake.region, endpoint_url=lake.endpoint_url or None, config=config)
 
 
-def _sorted(error: ClientError | BotoCoreError, what: str) -> Exception:
-    """Boto's error as what the caller does about it (S3's list of error codes; design table of answers)."""
+def _sorted(error: Exception, what: str) -> Exception | None:
+    """An error of the call as what the caller does about it (S3's list of error codes); None for what is a bug."""
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return NeedsOperator(f"{what}: no AWS credentials were found (environment, profile or instance role)")
-    if isinstance(error, HTTPClientError) or not isinstance(error, ClientError):
+    if isinstance(error, BotoCoreError | OSError):
         return Transient(f"{what}: {error}")
+    if not isinstance(error, ClientError):
+        return None
     code, status = _code(error), _status(error)
     sentence = f"{what}: {status} {code}"
     if status == 412:
@@ -145,13 +171,13 @@ def _sorted(error: ClientError | BotoCoreError, what: str) -> Exception:
     return NeedsOperator(f"{sentence}: {_hint(code)}")
 
 
-def _status(error: ClientError) -> int:
-    metadata: Any = error.response.get("ResponseMetadata", {})
+def _status(error: BaseException | None) -> int:
+    metadata: Any = getattr(error, "response", {}).get("ResponseMetadata", {})
     return int(metadata.get("HTTPStatusCode", 0))
 
 
-def _code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
+def _code(error: BaseException) -> str:
+    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
 
 
 def _hint(code: str) -> str:
