@@ -1,6 +1,7 @@
 """The one durable stream: append a record, then the state follows. Decides when a microbatch is opened and sealed."""
 
 import asyncio
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 
 from ingester import state as states
@@ -54,10 +55,14 @@ class Journal:
         self._room_known_until = float("-inf")
 
     @property
-    def next_checkpoint(self) -> tuple[int, State]:
-        """Sequence and checkpoint of the open microbatch, or of the next one if none is open."""
-        name = self._spool.open_name
-        return (name.sequence, self._opened_with) if name else (self._next_sequence, self.state)
+    def next_checkpoint(self) -> State:
+        """The state that the open microbatch was opened with, or that the next one will be if none is open."""
+        return self._opened_with if self._spool.open_name else self.state
+
+    @property
+    def next_sequence(self) -> int:
+        """The number of the open microbatch, or of the next one if none is open."""
+        return name.sequence if (name := self._spool.open_name) else self._next_sequence
 
     async def append(self, record: RawRecord) -> None:
         """Make a record durable and fold it into the state. Waits as long as the disk is full.
@@ -65,7 +70,11 @@ class Journal:
         Raises SpoolBroken when the disk cannot be trusted any more. A cancelled caller does not tear it: the record is
         then durable or was never begun.
         """
-        await asyncio.shield(asyncio.ensure_future(self._append(record)))
+        await self.append_decided(lambda: [record])
+
+    async def append_decided(self, decide: Callable[[], Iterable[RawRecord]]) -> None:
+        """Append what is decided once nobody else appends or changes the state. As `append` otherwise."""
+        await asyncio.shield(asyncio.ensure_future(self._append_decided(decide)))
 
     async def seal(self, reason: str, *, if_older_than: float = 0.0) -> bool:
         """Seal the open microbatch, if there is one and it has been open for so many seconds. Not torn either.
@@ -105,19 +114,23 @@ class Journal:
         self._room_known_until = self._clock.monotonic() + ROOM_IS_KNOWN_FOR
         return reason
 
-    async def _append(self, record: RawRecord) -> None:
+    async def _append_decided(self, decide: Callable[[], Iterable[RawRecord]]) -> None:
         async with self._lock:
-            while True:
-                try:
-                    await self._write(record)
-                except SpoolFull as error:
-                    self._telemetry.spool_full(str(error))
-                    await self._clock.sleep(RETRY_WHEN_FULL)
-                else:
-                    break
-            self.state = states.apply(self.state, record)
-            if self._spool.open_bytes >= self._seal_after_bytes:
-                await self._seal("size")
+            for record in decide():
+                await self._append(record)
+
+    async def _append(self, record: RawRecord) -> None:
+        while True:
+            try:
+                await self._write(record)
+            except SpoolFull as error:
+                self._telemetry.spool_full(str(error))
+                await self._clock.sleep(RETRY_WHEN_FULL)
+            else:
+                break
+        self.state = states.apply(self.state, record)
+        if self._spool.open_bytes >= self._seal_after_bytes:
+            await self._seal("size")
 
     async def _write(self, record: RawRecord) -> None:
         hour = RawHour.of(record.get("received_at") or record["at"])

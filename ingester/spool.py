@@ -29,6 +29,7 @@ from ingester.microbatch import (
     Sealed,
     check,
     hash_file,
+    load_checkpoint,
     load_state,
     read_sidecar,
     refuse_newer,
@@ -59,6 +60,18 @@ class Found:
 
     name: MicrobatchName
     state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """What cannot be shipped any more, and the states around it."""
+
+    names: list[MicrobatchName]
+    """The damaged file, and those right behind it that are damaged too."""
+    before: State | None
+    """The state that the first of them was opened with; None if nothing tells it."""
+    behind: State | None
+    """The state that the first whole file behind them was opened with; None if there is none yet."""
 
 
 class Spool:
@@ -219,6 +232,9 @@ class Spool:
         """Sealed microbatches that S3 does not have yet, by sequence."""
         return list(self._waiting())
 
+    def is_waiting(self, name: MicrobatchName) -> bool:
+        return name in self._waiting()
+
     def sealed_file(self, name: MicrobatchName) -> Path:
         return self._path("sealed", str(name))
 
@@ -274,7 +290,7 @@ class Spool:
         """
         for path in self._files_back_from(None):
             try:
-                return Found(MicrobatchName.parse(path.name), _checked_state(path))
+                return Found(MicrobatchName.parse(path.name), _checked(path, load_state))
             except (SpoolDamaged, OSError) as error:
                 on_unreadable(path.name, str(error))
         return None
@@ -284,6 +300,32 @@ class Spool:
         folders = {**dict.fromkeys(self.names("shipped"), "shipped"), **dict.fromkeys(self._waiting(), "sealed")}
         names = sorted(folders, reverse=True)
         return (self._path(folders[name], str(name)) for name in names if before is None or name < before)
+
+    def lost_with(self, name: MicrobatchName) -> Lost:
+        """What is lost with a sealed file. Raises NewerFormat."""
+        names, behind = [name], None
+        for later in self.waiting():
+            if later <= name:
+                continue
+            try:
+                behind = _checked(self.sealed_file(later), load_checkpoint)
+                break
+            except (SpoolDamaged, OSError):
+                names.append(later)
+        return Lost(names, self._state_before(name), behind)
+
+    def _state_before(self, name: MicrobatchName) -> State | None:
+        """From the file right before it; else from its own header, which may be what is damaged; else from further back."""
+        earlier = list(self._files_back_from(name))
+        if earlier and MicrobatchName.parse(earlier[0].name).sequence == name.sequence - 1:
+            with contextlib.suppress(SpoolDamaged, OSError):
+                return _checked(earlier[0], load_state)
+        with contextlib.suppress(SpoolDamaged, OSError), self.sealed_file(name).open("rb") as file:
+            return load_checkpoint(file, str(name))
+        for path in earlier:
+            with contextlib.suppress(SpoolDamaged, OSError):
+                return _checked(path, load_state)
+        return State() if name.sequence == 1 else None
 
     def all_names(self) -> list[MicrobatchName]:
         """Every name the spool has used and still knows."""
@@ -322,17 +364,22 @@ class Spool:
 
     def _look(self, folder: str) -> dict[MicrobatchName, int]:
         """The microbatches of one folder, in no order, with their bytes and those of what lies beside them."""
-        found: dict[MicrobatchName, int] = {}
+        sizes = {}
         with os.scandir(self._directory / folder) as entries:
             for entry in entries:
-                with contextlib.suppress(ValueError, FileNotFoundError):
-                    name = MicrobatchName.parse(entry.name.removesuffix(".json").removesuffix(".reason"))
-                    found[name] = found.get(name, 0) + entry.stat().st_size
+                with contextlib.suppress(FileNotFoundError):
+                    sizes[entry.name] = entry.stat().st_size
+        found = {}
+        for entry_name, size in sizes.items():
+            with contextlib.suppress(ValueError):
+                name = MicrobatchName.parse(entry_name)
+                found[name] = size + sizes.get(f"{entry_name}.json", 0) + sizes.get(f"{entry_name}.reason", 0)
         return found
 
 
-def _checked_state(path: Path) -> State:
+def _checked(path: Path, load: Callable[[IO[bytes], str], State]) -> State:
+    """Load a state off a sealed file that is what its sidecar says. Raises SpoolDamaged, NewerFormat or OSError."""
     refuse_newer(path)  # before its sidecar is read, which a newer program may write in another way
     check(path)
     with path.open("rb") as file:
-        return load_state(file, str(path))
+        return load(file, str(path))

@@ -14,6 +14,9 @@ from typing import Any, Self
 from ingester.model import COUNTS, Interval, RawRecord
 
 CHECKPOINT_FORMAT = 1
+QUARANTINE = "quarantine"
+ON_TOP = frozenset({"reread", "backfill"})
+"""Reasons of intervals: what a lost microbatch had covered; what is asked on top of the regular collection."""
 ORDERS_REMEMBERED = 100
 """An order's object is deleted as soon as its plan is durable, so a few would do."""
 
@@ -213,6 +216,60 @@ def _rule(state: State, record: RawRecord) -> State:
         return state.with_query(name, QueryState(record.get("rule"), start_id=start, frontier_id=start))
     moved = known.frontier_id if frontier is None else max(known.frontier_id, frontier)
     return state.with_query(name, replace(known, rule=record.get("rule"), frontier_id=moved))
+
+
+def covered_between(before: State, after: State) -> dict[str, list[Interval]]:
+    """What the records between two states covered, per query, as intervals that ask for it again.
+
+    That is what left todo, and what came below the frontier and is not in todo. Gaps are among it: their records are
+    lost with the others, and what X cannot give will be told as a gap again.
+    """
+    covered: dict[str, list[Interval]] = {}
+    for name, now in after.queries.items():
+        was = before.queries.get(name) or QueryState(None, start_id=now.start_id, frontier_id=now.start_id)
+        had, has = _missing(was.todo), _missing(now.todo)
+        gone = {kind: _without(stretches, has.get(kind, [])) for kind, stretches in had.items()}
+        if (rule := now.rule if now.rule is not None else was.rule) is not None:
+            planned = [stretch for (_, reason), found in has.items() if reason == QUARANTINE for stretch in found]
+            new = _without([(was.frontier_id, now.frontier_id)], planned)
+            gone[rule, QUARANTINE] = gone.get((rule, QUARANTINE), []) + new
+        covered[name] = [
+            Interval(low - 1, high, rule, reason)
+            for (rule, reason), stretches in sorted(gone.items())
+            for low, high in _joined(stretches)
+        ]
+    return {name: intervals for name, intervals in covered.items() if intervals}
+
+
+def _missing(todo: Iterable[Interval]) -> dict[tuple[str, str], list[tuple[int, int]]]:
+    """Stretches of ids, upper bound exclusive, by what they are asked for. What is asked on top of the regular
+    collection does not count for it.
+    """
+    found: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for interval in todo:
+        reason = interval.reason if interval.reason in ON_TOP else QUARANTINE
+        found.setdefault((interval.rule, reason), []).append((interval.since_id + 1, interval.upper))
+    return found
+
+
+def _joined(stretches: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same ids in as few stretches as possible, in order."""
+    joined: list[tuple[int, int]] = []
+    for low, high in sorted(stretches):
+        if joined and low <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(high, joined[-1][1]))
+        elif low < high:
+            joined.append((low, high))
+    return joined
+
+
+def _without(stretches: Iterable[tuple[int, int]], taken: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The stretches less what is taken."""
+    left = list(stretches)
+    for low, high in taken:
+        parts = (part for start, end in left for part in ((start, min(end, low)), (max(start, high), end)))
+        left = [(start, end) for start, end in parts if start < end]
+    return left
 
 
 def to_checkpoint(state: State) -> str:

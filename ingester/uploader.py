@@ -4,10 +4,11 @@ import asyncio
 from datetime import datetime
 from pathlib import Path
 
-from ingester.errors import ChecksumRefused, KeyTaken, NeedsOperator, SpoolDamaged, Transient
+from ingester.errors import ChecksumRefused, KeyTaken, NeedsOperator, SpoolDamaged, SpoolFull, Transient
 from ingester.journal import Journal
 from ingester.microbatch import Sealed
 from ingester.ports import Clock, ObjectStore
+from ingester.quarantine import Quarantine
 from ingester.retry import Backoff
 from ingester.spool import Spool
 from ingester.telemetry import Telemetry
@@ -39,6 +40,7 @@ class Uploader:
         self._keys = keys
         self._clock = clock
         self._telemetry = telemetry
+        self._quarantine = Quarantine(spool, journal, clock, telemetry)
         self._progressed = asyncio.Event()
         self._backoff = backoff or Backoff(first_seconds=0.5, cap_seconds=60.0)
 
@@ -47,43 +49,46 @@ class Uploader:
         while True:
             self._journal.sealed.clear()
             for name in await asyncio.to_thread(self._spool.waiting):
-                while not await self._try(name):
-                    pass
+                while self._spool.is_waiting(name):
+                    await self._try(name)
                 self._progressed.set()
             self._progressed.set()
             await self._journal.sealed.wait()
 
     async def finish(self) -> None:
         """Wait until everything sealed is stored or set aside; `run` does the work."""
-        while await asyncio.to_thread(self._spool.waiting):
+        while self._spool.count("sealed"):
             self._progressed.clear()
             await self._progressed.wait()
 
-    async def _try(self, name: MicrobatchName) -> bool:
-        """One attempt. True when the file is out of the way."""
+    async def _try(self, name: MicrobatchName) -> None:
+        """One attempt. After it the file is out of the way, or it is time for the next one."""
         try:
-            sealed = await asyncio.to_thread(self._spool.describe, name)
-            already = await self._put(sealed)
-        except Transient as error:
+            await self._ship(name)
+        except (Transient, SpoolFull) as error:
             wait = self._backoff.next_wait()
             self.last_problem = str(error)
             self._telemetry.upload_failed(str(name), str(error), wait)
             await self._clock.sleep(wait)
-            return False
         except NeedsOperator as error:
             self.last_problem = str(error)
             self._telemetry.upload_paused(str(name), str(error), PROBE_SECONDS)
             await self._clock.sleep(PROBE_SECONDS)
-            return False
+        else:
+            self._backoff.succeeded()
+            self.last_problem = None
+
+    async def _ship(self, name: MicrobatchName) -> None:
+        """Store a microbatch and forget it, or set it aside when it cannot be stored."""
+        try:
+            sealed = await asyncio.to_thread(self._spool.describe, name)
+            already = await self._put(sealed)
         except SpoolDamaged as error:
-            await asyncio.to_thread(self._spool.set_aside, name, str(error))
-            self._telemetry.quarantined(str(name), str(error))
-            return True
+            await self._quarantine.set_aside(name, str(error))
+            return
         await asyncio.to_thread(self._spool.forget, name)
-        self._backoff.succeeded()
-        self.last_shipped_at, self.last_problem = self._clock.now(), None
+        self.last_shipped_at = self._clock.now()
         self._telemetry.shipped(str(name), size=sealed.bytes, already=already)
-        return True
 
     async def _put(self, sealed: Sealed) -> bool:
         """Create the object; True if S3 had it already, as after an answer that was lost. Raises SpoolDamaged."""

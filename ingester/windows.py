@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from ingester.journal import Journal
 from ingester.model import Interval
 from ingester.ports import Clock
-from ingester.state import QueryState
+from ingester.state import ON_TOP, QueryState
 from ingester.telemetry import Telemetry
 from ingester.x_time import XTime
 from schemas import snowflake
@@ -135,7 +135,7 @@ async def give_up(
     """What is missing of the interval will not be asked for. That is a gap, unless it was asked on top of the regular
     collection: then what was covered stays covered.
     """
-    is_gap = interval.reason not in {"reread", "backfill"}
+    is_gap = interval.reason not in ON_TOP
     await journal.append(
         {
             "kind": "gap",
