@@ -9,11 +9,8 @@ import base64
 import binascii
 import contextlib
 import json
-import socket
-import struct
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.parse
@@ -22,14 +19,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from email.utils import formatdate
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 import numpy as np
 from aiohttp import web
 from isal import isal_zlib
 
+from sandbox.beside import in_thread, reset_connection
 from sandbox.faults import DELIVERY, INSTEAD, Fault, FaultError, Faults
 from sandbox.leash import leashed
 from sandbox.pages import PROBLEMS, Page, Pages, encode
@@ -265,7 +262,7 @@ class XApi:
         if how in {"hang", "reset"} or transport is None:
             if how != "hang":
                 self._note(endpoint, how or "gone")
-            _reset(transport)
+            reset_connection(transport)
             return web.Response(status=500)
         body, headers = answer.body, {**answer.headers, **self._common_headers(now)}
         if body:
@@ -625,16 +622,6 @@ def _damaged(body: bytes, damage: Mapping[str, Any]) -> bytes:
     return encode(post)
 
 
-def _reset(transport: asyncio.BaseTransport | None) -> None:
-    """Close a connection with RST, as a broken middlebox does."""
-    if not isinstance(transport, asyncio.Transport) or transport.is_closing():
-        return
-    sock = transport.get_extra_info("socket")
-    if sock is not None:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    transport.abort()
-
-
 def _json(body: Any, status: int = 200) -> web.Response:
     return web.Response(body=encode(body), status=status, content_type="application/json")
 
@@ -704,8 +691,9 @@ def running_x_api(
     """
     api = api or ApiSettings()
     if not process:
-        with _Thread(XApi(world, api, now=now)) as running:
-            yield RunningXApi(running.url, api)
+        server = XApi(world, api, now=now)
+        with in_thread(server, "the simulated X"):
+            yield RunningXApi(server.url, api)
         return
     wanted = json.dumps({"world": asdict(world or WorldSettings()), "api": asdict(api)})
     command = [sys.executable, "-m", "sandbox", "x-api", "--settings", wanted, "--quiet"]
@@ -715,43 +703,3 @@ def running_x_api(
         if not line.startswith("http://"):
             raise RuntimeError(f"the simulated X did not start: {line or 'no output'}")
         yield RunningXApi(line, api)
-
-
-class _Thread:
-    """A server on an event loop of its own."""
-
-    def __init__(self, server: XApi) -> None:
-        self._server = server
-        self._loop = asyncio.new_event_loop()
-        self._started = threading.Event()
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="x-api", daemon=True)
-
-    @property
-    def url(self) -> str:
-        return self._server.url
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        self._started.wait()
-        if self._failure is not None:
-            self._thread.join()
-            raise RuntimeError(f"the simulated X did not start: {self._failure}") from self._failure
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        asyncio.run_coroutine_threadsafe(self._server.stop(), self._loop).result(timeout=10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=10)
-
-    def _run(self) -> None:
-        try:
-            self._loop.run_until_complete(self._server.start())
-        except BaseException as error:  # noqa: BLE001 - told to the thread that waits
-            self._failure = error
-        self._started.set()
-        if self._failure is None:
-            self._loop.run_forever()
-        self._loop.close()
