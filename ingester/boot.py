@@ -14,10 +14,10 @@ from ingester.state import State
 from ingester.telemetry import Telemetry
 from schemas.keys import LakeKeys, MicrobatchName
 
-DAYS_BACK = 32
-"""How far S3 is searched: longer than X's reach and than a month's budget."""
 DAYS_COMPARED = 2
 """The newest days with microbatches whose sequences are compared: a clock may have been off around midnight."""
+MOST_DAYS = 40
+"""Days looked at in S3 when this machine's clock calls all of them the future."""
 RETRY_WHEN_FULL = 5.0
 """Seconds between looks for room on a full disk."""
 TAKEOVER_STEP = 1_000_000
@@ -116,15 +116,20 @@ async def _wait_for_s3(
 async def _newest_in_s3(
     store: ObjectStore, keys: LakeKeys, clock: Clock, telemetry: Telemetry, *, above: Found | None
 ) -> tuple[Found | None, int]:
-    """The newest readable microbatch in S3 that is later than `above`, and the highest sequence seen there."""
+    """The newest readable microbatch in S3 that is later than `above`, and the highest sequence seen there.
+
+    The days are S3's own list, not counted back from this machine's clock, which may be anything. Days of the future
+    are looked at too, but do not count: once the clock was wrong there.
+    """
     names: list[MicrobatchName] = []
-    days_found = 0
-    tomorrow = clock.now().date() + timedelta(days=1)
-    for back in range(DAYS_BACK + 1):
-        found = _parse(await store.list_keys(keys.raw_date(tomorrow - timedelta(days=back))))
+    tomorrow = keys.raw_date(clock.now().date() + timedelta(days=1))
+    days = sorted(await store.list_folders(keys.raw), reverse=True)[:MOST_DAYS]
+    compared = 0
+    for day in days:
+        found = _parse(await store.list_keys(day))
         names += found
-        days_found += bool(found)
-        if days_found == DAYS_COMPARED:
+        compared += bool(found) and day <= tomorrow
+        if compared == DAYS_COMPARED:
             break
     highest = max((name.sequence for name in names), default=0)
     floor = above.name.sequence if above else -1

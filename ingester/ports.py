@@ -78,6 +78,10 @@ class ObjectStore(Protocol):
         """Every key below the prefix, in order. Called for a day of raw at a time."""
         ...
 
+    async def list_folders(self, prefix: str) -> list[str]:
+        """The prefixes one level below, each with its slash, in order. Called for the days of raw."""
+        ...
+
     async def read(self, key: str) -> Versioned | None:
         """A small control object; None if nothing lies there."""
         ...

@@ -90,6 +90,14 @@ class S3:
 
         return await self._call(list_all, prefix)
 
+    async def list_folders(self, prefix: str) -> list[str]:
+        def list_all() -> list[str]:
+            paginator = self._client.get_paginator("list_objects_v2")
+            pages = paginator.paginate(Bucket=self._bucket, Prefix=prefix, Delimiter="/")
+            return [found["Prefix"] for page in pages for found in page.get("CommonPrefixes", [])]
+
+        return await self._call(list_all, prefix)
+
     async def read(self, key: str) -> Versioned | None:
         def read() -> Versioned | None:
             from botocore.exceptions import ClientError

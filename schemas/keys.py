@@ -59,9 +59,13 @@ class MicrobatchName:
     def parse(cls, text: str) -> Self:
         """Read a file name or the last part of a key. Raises ValueError for anything else."""
         match = _NAME.fullmatch(text.rsplit("/", 1)[-1])
-        if match is None:
-            raise ValueError(f"not the name of a microbatch: {text!r}")
-        return cls(sequence=int(match[2]), hour=RawHour.parse(match[1]), spool_id=match[3])
+        try:
+            if match is not None:  # not by strptime, which takes ten times as long: 10,000 may wait at a start
+                hour = RawHour(datetime.fromisoformat(match[1]).replace(tzinfo=UTC))
+                return cls(sequence=int(match[2]), hour=hour, spool_id=match[3])
+        except ValueError:
+            pass
+        raise ValueError(f"not the name of a microbatch: {text!r}")
 
     def __str__(self) -> str:
         return f"{self.hour}-{self.sequence:012d}-{self.spool_id}.avro"

@@ -17,7 +17,7 @@ from typing import Any
 import fastavro
 
 from ingester.errors import ChecksumRefused, KeyTaken, NeedsOperator, Transient
-from ingester.model import LEAN, Answer, CountsRequest, SearchRequest
+from ingester.model import LEAN, SEARCH, Answer, CountsRequest, SearchRequest
 from ingester.ports import StoredObject, Versioned
 from ingester.service import Service
 from ingester.spool import Spool
@@ -201,7 +201,7 @@ class MemoryStore:
     async def _check(self, verb: str, key: str) -> None:
         for fault in self.faults:
             found = fault(verb, key)
-            if isinstance(found, Exception):
+            if isinstance(found, BaseException):
                 raise found
             if found is not None:
                 await found
@@ -231,6 +231,11 @@ class MemoryStore:
     async def list_keys(self, prefix: str) -> list[str]:
         await self._check("list", prefix)
         return sorted(key for key in self.objects if key.startswith(prefix))
+
+    async def list_folders(self, prefix: str) -> list[str]:
+        await self._check("list", prefix)
+        below = (key.removeprefix(prefix) for key in self.objects if key.startswith(prefix))
+        return sorted({f"{prefix}{rest.split('/')[0]}/" for rest in below if "/" in rest})
 
     async def read(self, key: str) -> Versioned | None:
         await self._check("read", key)
@@ -380,6 +385,6 @@ def stored_ids(records: list[dict[str, Any]]) -> list[int]:
     """Every id in the stored pages, with repeats."""
     found = []
     for record in pages(records):
-        if record["problem"] is None:
+        if record["problem"] is None and record["endpoint"] == SEARCH:
             found += [int(item["id"]) for item in json.loads(record["body"]).get("data", [])]
     return found

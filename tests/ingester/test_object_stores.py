@@ -57,6 +57,10 @@ async def creates_reads_and_lists(store, file, prefix):
     await store.put_new(other, file, sha256(file), {})
     assert await store.list_keys(f"{prefix}/raw/date=2026-11-20/") == [key, other]
     assert await store.list_keys(f"{prefix}/raw/date=2026-11-21/") == []
+    next_day = f"{prefix}/raw/date=2026-11-21/"
+    await store.put_new(f"{next_day}hour=00/c.avro", file, sha256(file), {})
+    assert await store.list_folders(f"{prefix}/raw/") == [f"{prefix}/raw/date=2026-11-20/", next_day]
+    assert await store.list_folders(f"{prefix}/nothing/") == []
     with pytest.raises(NeedsOperator):
         await store.get(f"{prefix}/nothing-here")
 
