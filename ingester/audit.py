@@ -25,6 +25,8 @@ SETTLED_AFTER = timedelta(minutes=30)
 """A day is asked for when it is over for so long: posts are indexed late and counted later."""
 REACH = timedelta(days=6)
 """How far back a day is made up for; X counts seven days."""
+FIRST_LOOK_SECONDS = 60.0
+"""After the start: new queries have begun by then, and the first polls have the first turns."""
 LOOK_AGAIN_SECONDS = 600.0
 """Between two looks, and so between two tries after a refusal."""
 MOST_PAGES = 20
@@ -56,6 +58,7 @@ class Audit:
     async def run(self) -> None:
         """Look for days to audit, for ever. Ends when the service stops."""
         await self._gate.x_time.known.wait()
+        await self._clock.sleep(FIRST_LOOK_SECONDS)
         try:
             while True:
                 for query in self._queries:
