@@ -180,6 +180,7 @@ class XApi:
         }
         self._requests: dict[str, Counter[str]] = {}
         self._tallies: dict[str, _Tally] = {}
+        self._asked: dict[str, list[float]] = {}
         self._bill = _Bill()
         self._weird = 0
         self._serial = 0
@@ -226,6 +227,8 @@ class XApi:
                 await request.read()
             now = self._now()
             self._serial += 1
+            if endpoint == "search":
+                self._asked.setdefault(request.query.get("query", ""), []).append(now)
             answer = self._answer(endpoint, handler, request, now)
             return await self._deliver(endpoint, request, answer, now)
 
@@ -496,18 +499,25 @@ class XApi:
     async def _show_truth(self, request: web.Request) -> web.Response:
         try:
             since, until = int(request.query.get("since_id", "0")), int(request.query.get("until_id", str(MAX_ID)))
-            return _json(self.truth(request.query.get("query", ""), since, until))
+            at = float(request.query["at"]) if "at" in request.query else None
+            return _json(self.truth(request.query.get("query", ""), since, until, at))
         except (RuleError, ValueError) as error:
             return _json({"error": str(error)}, status=400)
 
     async def _show_served(self, request: web.Request) -> web.Response:
-        tally = self._tallies.get(request.query.get("query", ""), _Tally())
-        return _json({"ids": {str(key): times for key, times in tally.served.items()}, "malformed": tally.malformed})
+        rule = request.query.get("query", "")
+        tally = self._tallies.get(rule, _Tally())
+        ids = {str(key): times for key, times in tally.served.items()}
+        return _json({"ids": ids, "malformed": tally.malformed, "asked_at": self._asked.get(rule, [])})
 
-    def truth(self, rule: str, since_id: int = 0, until_id: int = MAX_ID) -> list[int]:
-        """The ids between the exclusive bounds that match and that search knows now, ascending. Raises RuleError."""
+    def truth(self, rule: str, since_id: int = 0, until_id: int = MAX_ID, at: float | None = None) -> list[int]:
+        """The ids between the exclusive bounds that match and that search knows now, or knew `at` a time, ascending.
+
+        Raises RuleError.
+        """
         self._let_lateness_hold()
-        found: list[int] = self.world.ids(rule, since_id, until_id, int(self._now() * 1000)).tolist()
+        moment = self._now() if at is None else at
+        found: list[int] = self.world.ids(rule, since_id, until_id, int(moment * 1000)).tolist()
         return found
 
     def stats(self) -> dict[str, Any]:
@@ -652,10 +662,16 @@ class RunningXApi:
         found: dict[str, Any] = self._call("/_sandbox/stats")
         return found
 
-    def truth(self, rule: str, since_id: int = 0, until_id: int = MAX_ID) -> set[int]:
-        """The ids between the exclusive bounds that match the rule and that search knows now."""
-        query = urllib.parse.urlencode({"query": rule, "since_id": since_id, "until_id": until_id})
+    def truth(self, rule: str, since_id: int = 0, until_id: int = MAX_ID, at: float | None = None) -> set[int]:
+        """The ids between the exclusive bounds that match the rule and that search knows now, or knew `at` a time."""
+        when = {} if at is None else {"at": at}
+        query = urllib.parse.urlencode({"query": rule, "since_id": since_id, "until_id": until_id, **when})
         return set(self._call(f"/_sandbox/truth?{query}"))
+
+    def asked_at(self, rule: str) -> list[float]:
+        """When this rule was asked for, whatever the answer was: Unix seconds, ascending."""
+        found: list[float] = self._call("/_sandbox/served?" + urllib.parse.urlencode({"query": rule}))["asked_at"]
+        return found
 
     def served(self, rule: str) -> dict[int, int]:
         """The ids that went out in `data` of a complete answer to this rule, and how often each did."""

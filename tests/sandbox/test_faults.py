@@ -171,6 +171,19 @@ def test_late_posts_turn_up_in_the_end(api, caller, clock):
     assert len(all_of_them - now) > len(all_of_them) / 10
     clock.seconds += 1_800
     assert set(caller.ids("python", **BOUNDS)) == all_of_them
+    assert api.truth("python", *BOUNDS.values(), at=NOW) == now, "what search knew then can be asked for later"
+
+
+def test_every_search_is_noted_whatever_its_answer_was():
+    clock = Clock()
+    with running_x_api(WORLD, now=clock) as api:
+        caller = Caller(api)
+        caller.search("python")
+        clock.seconds += 2
+        api.set_faults({"kind": "server_503_html"})
+        caller.search("python")
+        assert api.asked_at("python") == [NOW, NOW + 2]
+        assert not api.asked_at("coffee")
 
 
 def test_a_skewed_clock_shows_in_the_date_alone(api, caller):
