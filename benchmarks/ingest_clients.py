@@ -101,17 +101,18 @@ async def tweetlake(job: Job) -> Result:
     """The parts of the service as `service.py` joins them, without uploader and health server: no page leaves the spool."""
     from pydantic import SecretStr
 
+    from ingester.budget import Prices, Purse, ReadToday
     from ingester.clock import SystemClock
     from ingester.errors import Stopping
     from ingester.journal import Journal
     from ingester.model import RICH, Answer, SearchRequest
-    from ingester.budget import Prices, Purse, ReadToday
     from ingester.pacing import Gate
     from ingester.poller import Poller
     from ingester.spool import Spool
     from ingester.state import State
     from ingester.telemetry import Telemetry, configure_logging
     from ingester.x_api import XApi
+    from ingester.x_time import XTime
     from schemas.settings import Budget, Price, Query, XSecret
 
     configure_logging(human=False)
@@ -134,6 +135,7 @@ async def tweetlake(job: Job) -> Result:
     gate = Gate(
         clock,
         telemetry,
+        x_time=XTime(clock, telemetry),
         purse=Purse(Budget(usd_per_month=None), prices),
         state=lambda: journal.state,
         lacks_room=journal.lacks_room,

@@ -104,13 +104,14 @@ class Gate:
         clock: Clock,
         telemetry: Telemetry,
         *,
+        x_time: XTime,
         purse: Purse,
         state: Callable[[], State],
         lacks_room: Callable[[], Awaitable[str | None]],
         polls_per_second: float,
         concurrency: int,
     ) -> None:
-        self.x_time = XTime(clock, telemetry)
+        self.x_time = x_time
         self.rates: defaultdict[str, RateWindow] = defaultdict(RateWindow)
         """By endpoint: X limits each apart."""
         self.hold: Hold | None = None

@@ -83,8 +83,6 @@ class Poller:
 
     async def run(self) -> None:
         """Step after step until the service stops. Raises SpoolBroken."""
-        if not await self._x_time_is_known():
-            return
         await self.windows.begin()
         try:
             while not self._stop.is_set():
@@ -95,15 +93,6 @@ class Poller:
                         await self._sleep(await self._ask(ask))
         except Stopping:
             return
-
-    async def _x_time_is_known(self) -> bool:
-        """Wait until X has told its time; False when the service stops before."""
-        known = asyncio.ensure_future(self._gate.x_time.known.wait())
-        stop = asyncio.ensure_future(self._stop.wait())
-        await asyncio.wait({known, stop}, return_when=asyncio.FIRST_COMPLETED)
-        known.cancel()
-        stop.cancel()
-        return self._gate.x_time.known.is_set()
 
     # Deciding.
 

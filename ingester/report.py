@@ -11,6 +11,7 @@ from ingester.spool import Spool
 from ingester.telemetry import Telemetry
 from ingester.term import Term
 from ingester.uploader import Uploader
+from ingester.x_time import XTime
 from schemas import snowflake
 from schemas.settings import Settings
 
@@ -23,13 +24,21 @@ class Report:
     """Looks at the parts; the service tells it of those that begin later."""
 
     def __init__(
-        self, settings: Settings, spool: Spool, lease: Lease, clock: Clock, telemetry: Telemetry, version: str
+        self,
+        settings: Settings,
+        spool: Spool,
+        lease: Lease,
+        x_time: XTime,
+        clock: Clock,
+        telemetry: Telemetry,
+        version: str,
     ) -> None:
         self.term: Term | None = None
         self.uploader: Uploader | None = None
         self._settings = settings
         self._spool = spool
         self._lease = lease
+        self._x_time = x_time
         self._clock = clock
         self._telemetry = telemetry
         self._version = version
@@ -40,11 +49,11 @@ class Report:
         reasons = []
         if (waiting := self._lease.why_waiting()) is not None:
             reasons.append(waiting)
-        elif self.term is None:
+        elif self.uploader is None:
             reasons.append("the state has not been found yet (waiting for S3)")
-        elif not self.term.gate.x_time.known.is_set():
+        elif not self._x_time.known.is_set():
             reasons.append("X has not answered at all yet")
-        elif not self.term.gate.allowed_once:
+        elif self.term is None or not self.term.gate.allowed_once:
             reasons.append("X has not answered with a page yet")
         return {"ready": not reasons, "reasons": reasons}
 

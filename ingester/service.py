@@ -8,17 +8,18 @@ from typing import Any, TypeVar
 
 from ingester.boot import Start, find_start, recover, spool_start
 from ingester.budget import ReadToday
-from ingester.errors import LoopDied, Stopping
+from ingester.errors import LoopDied, Stopping, Transient
 from ingester.journal import Journal
 from ingester.lease import Lease, Standing
 from ingester.model import FieldSet
 from ingester.ports import Clock, ObjectStore, Source
 from ingester.report import Report
-from ingester.retry import within
+from ingester.retry import Backoff, within
 from ingester.spool import Spool
 from ingester.telemetry import Telemetry
 from ingester.term import Term
 from ingester.uploader import Uploader
+from ingester.x_time import XTime
 from schemas.keys import LakeKeys
 from schemas.settings import Settings
 
@@ -56,7 +57,8 @@ class Service:
         self._lease = Lease(
             store, self._keys, clock, telemetry, spool_id=spool.spool_id, seconds=seconds, version=version
         )
-        self.report = Report(settings, spool, self._lease, clock, telemetry, version)
+        self._x_time = XTime(clock, telemetry)
+        self.report = Report(settings, spool, self._lease, self._x_time, clock, telemetry, version)
         self._stop = asyncio.Event()
         self._at_once = asyncio.Event()
         self._read_today = ReadToday()
@@ -76,7 +78,7 @@ class Service:
         """
         with self._signals():
             async with self._tasks:
-                self._kept += self._keep({"lease": self._lease.run(), **(beside or {})})
+                self._kept += self._keep({"lease": self._lease.run(), "time": self._learn_time(), **(beside or {})})
                 with suppress(Stopping):
                     await self._live()
                 await self._wind_down()
@@ -98,6 +100,7 @@ class Service:
         while True:
             term = await self._unless_stopped(self._lease.granted(PATIENCE if self._journal else None))
             await self._unless_stopped(self._find_state())
+            await self._unless_stopped(self._x_time.known.wait())
             await self._unless_stopped(self._begin_term())
             await self._unless_stopped(self._lease.ended(term))
             await self._end_term()
@@ -138,6 +141,21 @@ class Service:
         self.report.uploader = self._uploader
         self._kept += self._keep({"journal": self._journal.run(), "uploader": self._uploader.run()})
 
+    async def _learn_time(self) -> None:
+        """Ask X for its time, free of charge, until it answers; afterwards it is learned from every answer."""
+        backoff = Backoff(first_seconds=1.0, cap_seconds=60.0)
+        while not self._x_time.known.is_set():
+            try:
+                self._x_time.learn(await self._source.probe())
+                problem = "the answer has no Date header"
+            except Transient as error:
+                problem = str(error)
+            if not self._x_time.known.is_set():
+                wait = backoff.next_wait()
+                self._telemetry.request_failed("time", problem, wait)
+                await self._clock.sleep(wait)
+        await asyncio.Event().wait()
+
     async def _begin_term(self) -> None:
         assert self._journal is not None
         term = self._work = self.report.term = Term(
@@ -147,6 +165,7 @@ class Service:
             store=self._store,
             keys=self._keys,
             clock=self._clock,
+            x_time=self._x_time,
             telemetry=self._telemetry,
             fields=self._fields,
             read_today=self._read_today,

@@ -1,4 +1,4 @@
-"""One term of asking X: the gate, the pollers and what they need, built on a journal whose state is known."""
+"""One term of asking X: the gate, the pollers and what else asks, once the state and X's time are known."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -6,7 +6,6 @@ from typing import Any
 
 from ingester.audit import Audit
 from ingester.budget import Prices, Purse, ReadToday
-from ingester.errors import Transient
 from ingester.journal import Journal
 from ingester.model import FieldSet
 from ingester.orders import Orders
@@ -14,9 +13,9 @@ from ingester.pacing import Gate
 from ingester.poller import Poller
 from ingester.ports import Clock, ObjectStore, Source
 from ingester.reconciliation import Reconciliation
-from ingester.retry import Backoff
 from ingester.telemetry import Telemetry
 from ingester.windows import give_up
+from ingester.x_time import XTime
 from schemas.keys import LakeKeys
 from schemas.settings import Settings
 
@@ -35,6 +34,7 @@ class Term:
         store: ObjectStore,
         keys: LakeKeys,
         clock: Clock,
+        x_time: XTime,
         telemetry: Telemetry,
         fields: FieldSet,
         read_today: ReadToday,
@@ -49,6 +49,7 @@ class Term:
         self.gate = Gate(
             clock,
             telemetry,
+            x_time=x_time,
             purse=Purse(settings.budget, prices),
             state=lambda: journal.state,
             lacks_room=journal.lacks_room,
@@ -96,7 +97,7 @@ class Term:
         polls = {f"poller {poller.query.name}": poller.run() for poller in self.pollers}
         asides = {"orders": self.orders, "audit": self.audit, "reconciliation": self.reconciliation}
         beside = {name: self._until_over(aside.run()) for name, aside in asides.items() if aside is not None}
-        return {"time": self._until_over(self._learn_time()), **polls, **beside}
+        return {**polls, **beside}
 
     def end(self) -> None:
         """Nothing more is asked; answers under way are still kept."""
@@ -124,21 +125,3 @@ class Term:
         finally:
             over.cancel()
             task.cancel()
-
-    async def _learn_time(self) -> None:
-        """Ask X for its time until it answers; the pollers wait for it, and learn it from every answer afterwards."""
-        x_time = self.gate.x_time
-        backoff = Backoff(first_seconds=1.0, cap_seconds=60.0)
-        while not x_time.known.is_set():
-            try:
-                answer = await self._source.probe()
-            except Transient as error:
-                problem = str(error)
-            else:
-                x_time.learn(answer)
-                problem = "the answer has no Date header"
-            if not x_time.known.is_set():
-                wait = backoff.next_wait()
-                self._telemetry.request_failed("time", problem, wait)
-                await self._clock.sleep(wait)
-        await self._over.wait()
