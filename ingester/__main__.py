@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from ingester.commands.backfill import backfill
 from ingester.commands.check import check
 from ingester.commands.common import (
     ADDRESS_FILE,
@@ -19,6 +20,7 @@ from ingester.commands.common import (
     settings_problems_told,
     with_config,
 )
+from ingester.commands.estimate import estimate
 from ingester.commands.spool import spool
 from ingester.commands.status import status
 from ingester.errors import NeedsOperator, NewerFormat, SpoolLocked, Transient, TweetlakeError
@@ -145,7 +147,7 @@ async def _open_x(settings: Settings, clock: Any, telemetry: Any) -> Any:
             await clock.sleep(wait)
 
 
-for command in (check, status, spool):
+for command in (backfill, estimate, check, status, spool):
     main.add_command(command)
 
 

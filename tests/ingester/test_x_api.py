@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from aiohttp import web
@@ -13,7 +14,7 @@ from pydantic import SecretStr
 
 from ingester.clock import SystemClock
 from ingester.errors import NeedsOperator, Transient
-from ingester.model import LEAN, RICH, SearchRequest
+from ingester.model import LEAN, RICH, CountsRequest, SearchRequest
 from ingester.x_api import XApi
 from schemas.settings import XSecret
 
@@ -24,7 +25,8 @@ REQUEST = SearchRequest("q", 'a "b c" -is:retweet #ü', 10, 2**62, None, 100, RI
 @asynccontextmanager
 async def x_that(handler, *, secret=None, timeout=5.0, token_handler=None):
     app = web.Application()
-    app.router.add_get("/2/tweets/search/recent", handler)
+    for path in ("/2/tweets/search/recent", "/2/tweets/counts/recent", "/2/usage/tweets"):
+        app.router.add_get(path, handler)
     if token_handler:
         app.router.add_post("/oauth2/token", token_handler)
     runner = web.AppRunner(app)
@@ -67,6 +69,28 @@ async def test_the_request_is_what_x_documents_and_the_body_is_exact():
     assert set(seen["expansions"].split(",")) == set(RICH.expansions)
     assert TOKEN not in json.dumps(dict(answer.parameters))
     assert answer.requested_at <= answer.received_at
+
+
+async def test_counts_and_usage_are_asked_as_x_documents():
+    seen = []
+
+    async def handler(request):
+        seen.append((request.path, dict(request.query), request.headers["Authorization"]))
+        return web.json_response({})
+
+    start = datetime(2026, 11, 20, tzinfo=UTC)
+    async with x_that(handler) as x:
+        await x.counts(CountsRequest("a b", start, start + timedelta(hours=24)))
+        await x.counts(CountsRequest("a b", start, start + timedelta(hours=24), next_token="more"))
+        await x.usage(2)
+    bounds = {"start_time": "2026-11-20T00:00:00Z", "end_time": "2026-11-21T00:00:00Z", "granularity": "hour"}
+    assert [query for _, query, _ in seen] == [
+        {"query": "a b"} | bounds,
+        {"query": "a b", "next_token": "more"} | bounds,
+        {"days": "2", "usage.fields": "daily_client_app_usage,daily_project_usage"},
+    ]
+    assert [path for path, _, _ in seen] == ["/2/tweets/counts/recent"] * 2 + ["/2/usage/tweets"]
+    assert {authorization for _, _, authorization in seen} == {f"Bearer {TOKEN}"}
 
 
 async def test_lean_asks_for_no_expansion():
