@@ -206,6 +206,8 @@ class Poller:
             interval=str(interval),
             last=found.is_last,
         )
+        money = self._journal.state.money
+        self._telemetry.booked(today_microusd=money.day.microusd, month_microusd=money.month.microusd)
         state = self.windows.state
         self._telemetry.query_progressed(self.query.name, snowflake.time_of(state.frontier_id), len(state.todo))
         if found.problem is not None:

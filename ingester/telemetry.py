@@ -83,6 +83,12 @@ class Telemetry:
             registry=self.registry,
             buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
         )
+        self._booked = Gauge(
+            "tweetlake_booked_usd",
+            "US dollars booked this UTC day and month, over all lives of the service.",
+            ["period"],
+            registry=self.registry,
+        )
         self._x_counted = Gauge(
             "tweetlake_x_counted_posts", "Posts that X counted as read today, when asked last.", registry=self.registry
         )
@@ -165,6 +171,10 @@ class Telemetry:
     def query_progressed(self, query: str, covered_until: datetime, todo: int) -> None:
         self._covered.labels(query).set(covered_until.timestamp())
         self._backlog.labels(query).set(todo)
+
+    def booked(self, *, today_microusd: int, month_microusd: int) -> None:
+        self._booked.labels("day").set(today_microusd / 1e6)
+        self._booked.labels("month").set(month_microusd / 1e6)
 
     def page_problem(self, query: str, detail: str, wait_seconds: float) -> None:
         self._page_problems.labels(query).inc()

@@ -15,6 +15,15 @@ from ingester.commands.common import ADDRESS_FILE, EXIT_NOT_RUNNING, settings_pr
 from schemas.settings import load
 
 
+CAPS = {
+    "usd_per_month": "usd_this_month",
+    "usd_per_day": "usd_today",
+    "posts_per_month": "posts_this_month",
+    "posts_per_day": "posts_today",
+}
+"""Each cap of the budget with the figure that it bounds."""
+
+
 @click.command()
 @with_config
 @click.option("--json", "as_json", is_flag=True, help="The whole status as JSON.")
@@ -76,3 +85,8 @@ def _print_status(found: dict[str, Any]) -> None:
     )
     if budget:
         console.print(f"spent  ${budget['usd_today']:.2f} today, ${budget['usd_this_month']:.2f} this month")
+        for cap, spent in CAPS.items():
+            if (limit := budget["caps"].get(cap)) is not None:
+                console.print(
+                    f"       budget.{cap} = {limit:,g}: {100 * budget[spent] / limit if limit else 100:.0f}% used"
+                )
