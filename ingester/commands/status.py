@@ -14,7 +14,6 @@ from rich.table import Table
 from ingester.commands.common import ADDRESS_FILE, EXIT_NOT_RUNNING, settings_problems_told, with_config
 from schemas.settings import load
 
-
 CAPS = {
     "usd_per_month": "usd_this_month",
     "usd_per_day": "usd_today",
