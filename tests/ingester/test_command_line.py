@@ -131,7 +131,7 @@ def test_an_unreachable_bucket_keeps_trying_visibly_and_sigterm_ends_it(config, 
     process, url = started(config)
     try:
         lines = (json.loads(process.stderr.readline()) for _ in range(5))  # X out of reach may be told before
-        refused = next(line for line in lines if line["event"] == "state_unreachable")
+        refused = next(line for line in lines if line["event"] == "lease_unreachable")
         assert "127.0.0.1:9" in refused["detail"]
         with urllib.request.urlopen(f"{url}/livez", timeout=5) as answer:
             assert answer.status == 200
