@@ -33,7 +33,8 @@ def leashed(
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a command while the block lasts, or until this process ends; then SIGTERM, and SIGKILL if that is ignored.
 
-    Yields the keeper's process, whose output is the command's and which ends when the command does.
+    Yields the keeper's process, whose output is the command's and which ends when the command does. SIGUSR1 to the
+    keeper kills the command by SIGKILL, which `kill` does.
     """
     keeper = subprocess.Popen(
         [sys.executable, "-S", "-E", __file__, *map(str, command)],
@@ -57,6 +58,12 @@ def leashed(
             keeper.wait()
         if keeper.stdout is not None:
             keeper.stdout.close()
+
+
+def kill(keeper: "subprocess.Popen[bytes]") -> None:
+    """SIGKILL for the command, and wait until it is gone."""
+    keeper.send_signal(signal.SIGUSR1)
+    keeper.wait()
 
 
 def are_free(ports: Iterable[int]) -> bool:
@@ -110,6 +117,7 @@ def _keep(command: list[str]) -> int:
         child.kill()
 
     signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGUSR1, lambda *_: child.kill())
     threading.Thread(target=watch, daemon=True).start()
     status = child.wait()
     return status if status >= 0 else 128 - status

@@ -17,7 +17,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from sandbox import s3 as s3_module
-from sandbox.leash import are_free, free_ports
+from sandbox.leash import are_free, free_ports, kill, leashed
 from sandbox.s3 import S3Failed, running_s3, seaweedfs
 
 needs_seaweedfs = pytest.mark.skipif(seaweedfs() is None, reason="SeaweedFS has no wheel for this machine")
@@ -158,7 +158,7 @@ def test_a_server_that_ends_is_told_with_its_log(tmp_path, monkeypatch):
 
 _VICTIM = """
 import sys
-from sandbox.leash import leashed
+from sandbox.leash import kill, leashed, leashed
 with leashed([sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"]) as keeper:
     print(keeper.pid, flush=True)
     keeper.wait()
@@ -187,6 +187,17 @@ def test_a_child_never_outlives_its_keeper():
     os.kill(keeper, signal.SIGKILL)
     parent.wait(10)
     _await_end({child})
+
+
+def test_a_child_can_be_killed_without_a_word():
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
+    )
+    with leashed([sys.executable, "-c", stubborn], stdout=subprocess.PIPE) as keeper:
+        assert keeper.stdout is not None
+        keeper.stdout.readline()
+        kill(keeper)
+        assert keeper.returncode == 128 + signal.SIGKILL
 
 
 def _lives(pid: int) -> bool:

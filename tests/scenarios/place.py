@@ -1,0 +1,211 @@
+"""One collection to try things on: its settings, its X, its lake, and the unchanged service in a process of its own."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compaction_dags.compaction import job
+from compaction_dags.compaction.checks import HourSummary
+from sandbox.conservation import Conserved, Lake, check
+from sandbox.leash import leashed
+from sandbox.s3 import RunningS3
+from sandbox.x_api import RunningXApi
+from schemas.settings import load
+
+RULES = {"python": "python", "coffee": "coffee OR espresso", "both": "(python OR coffee) lang:en"}
+
+_SETTINGS = """\
+[x]
+base_url = "{x.url}"
+timeout_seconds = {timeout}
+
+[spool]
+directory = "{spool}"
+seal_after_seconds = {seal}
+
+[lake]
+bucket = "{s3.bucket}"
+endpoint_url = "{s3.endpoint_url}"
+prefix = "{prefix}"
+lease_seconds = 1
+
+[budget]
+usd_per_month = 100000
+
+[health]
+port = 0
+"""
+_QUERY = """
+[[query]]
+name = "{name}"
+rule = "{rule}"
+poll_every_seconds = 2
+first_poll_hours = {hours}
+overlap_seconds = {overlap}
+"""
+
+
+@dataclass
+class Place:
+    """One collection. `seen_s3` is what the service is told to use, `s3` the server itself."""
+
+    directory: Path
+    x: RunningXApi
+    s3: RunningS3
+    prefix: str
+    seen_s3: RunningS3
+    rules: Mapping[str, str] = field(default_factory=lambda: RULES)
+    hours: float = 1.0
+    overlap: float = 5.0
+    seal: float = 2.0
+    timeout: float = 5.0
+
+    def __post_init__(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        queries = "".join(
+            _QUERY.format(name=name, rule=rule, hours=self.hours, overlap=self.overlap)
+            for name, rule in self.rules.items()
+        )
+        settings = _SETTINGS.format(
+            x=self.x, timeout=self.timeout, spool=self.spool, seal=self.seal, s3=self.seen_s3, prefix=self.prefix
+        )
+        self.config.write_text(settings + queries)
+
+    @property
+    def config(self) -> Path:
+        return self.directory / "tweetlake.toml"
+
+    @property
+    def spool(self) -> Path:
+        return self.directory / "spool"
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "service.log"
+
+    @property
+    def lake(self) -> Lake:
+        return Lake(self.s3, f"{self.prefix}/")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, **self.s3.environment(), "X_BEARER_TOKEN": self.x.token}
+
+    # The service.
+
+    @contextlib.contextmanager
+    def running(self, environment: Mapping[str, str] | None = None) -> Iterator["Service"]:
+        """The service while the block lasts; what it says goes to `log`. It is told to stop at the end."""
+        command = [sys.executable, "-m", "ingester", "run", "--config", str(self.config)]
+        with self.log.open("ab") as log, leashed(command, env=environment or self.environment, stderr=log) as process:
+            yield Service(self, process)
+
+    def collect(self, *, live_seconds: float = 0.0) -> None:
+        """Run the service until it has caught up, and a while longer; it has to end well."""
+        with self.running() as service:
+            service.until(lambda: self.has_caught_up, 120)
+            service.goes_on(live_seconds)
+        assert service.process.returncode == 0
+
+    def get(self, path: str) -> tuple[int, str]:
+        """What the service answers about itself."""
+        address = (self.spool / "http-address").read_text()
+        try:
+            with urllib.request.urlopen(address + path, timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    @property
+    def status(self) -> dict[str, Any] | None:
+        """None when it does not answer."""
+        try:
+            return json.loads(self.get("/status")[1])
+        except OSError:
+            return None
+
+    @property
+    def has_caught_up(self) -> bool:
+        """Whether every query is live and nothing is left to do."""
+        status = self.status
+        return bool(
+            status and status["queries"]
+            and all(q["last_page_at"] and not q["todo_intervals"] and q["lag_seconds"] < 30 for q in status["queries"])
+        )  # fmt: skip
+
+    @property
+    def shipped(self) -> int:
+        """Microbatches that the spool is rid of, by the log."""
+        return sum(line["event"] == "shipped" for line in self.lines())
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """What the service logged."""
+        for line in self.log.read_text().splitlines():
+            with contextlib.suppress(ValueError):  # a killed process may leave half a line
+                yield json.loads(line)
+
+    def problems(self) -> Counter[str]:
+        """Every problem event in the log, and how often it came."""
+        return Counter(line["event"] for line in self.lines() if line["level"] == "warning")
+
+    # The lake.
+
+    def compact(self) -> HourSummary:
+        settings = load(self.config)
+        lake = settings.lake.model_copy(update={"endpoint_url": self.s3.endpoint_url})
+        settings = settings.model_copy(update={"lake": lake})
+        return job.compact(settings, job.plan_hours(settings, include_open=True))
+
+    def conserved(self) -> Conserved:
+        """Compact, and hold curated and raw against what X served."""
+        self.compact()
+        return check(self.lake, self.x, self.rules)
+
+
+@dataclass
+class Service:
+    """A running service."""
+
+    place: Place
+    process: Any
+
+    def until(self, condition: Callable[[], object], seconds: float) -> None:
+        """Wait for something to come true while the service runs."""
+
+        def holds() -> bool:
+            assert self.process.poll() is None, f"the service ended with {self.process.returncode}"
+            return bool(condition())
+
+        until(holds, seconds)
+
+    def goes_on(self, seconds: float) -> None:
+        """Let it run for so long."""
+        end = time.monotonic() + seconds
+        self.until(lambda: time.monotonic() >= end, seconds + 5)
+
+
+def until(condition: Callable[[], object], seconds: float) -> None:
+    """Wait for something outside to come true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return
+        time.sleep(0.05)  # another process is watched; it has no event to await
+    raise AssertionError(f"did not come true within {seconds} s")
+
+
+def side_by_side(*stories: Callable[[], Any]) -> list[Any]:
+    """Tell stories that mostly wait at the same time. Raises what the first failed one raised."""
+    with ThreadPoolExecutor(len(stories)) as pool:
+        told = [pool.submit(story) for story in stories]
+    return [story.result() for story in told]
