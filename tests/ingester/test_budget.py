@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ingester.model import LEAN, RICH, PageFacts
 from ingester.budget import Prices, Purse, ReadToday
+from ingester.model import LEAN, RICH, PageFacts
 from ingester.state import Money
 from schemas.settings import Budget, Price
 from tests.ingester.simulation import MemoryStore, SimulatedX, VirtualClock, live, pages, settings
@@ -87,3 +87,36 @@ async def test_at_the_daily_cap_it_pauses_and_resumes_at_midnight_and_survives_a
     booked = sum(record["cost_microusd"] for record in pages(store.records()))
     assert booked == run.service._work.journal.state.money.month.microusd
     assert booked == len(x.served) * 5000
+
+
+def many_queries(count):
+    return [
+        {"name": f"q{number}", "rule": f"r{number}", "poll_every_seconds": 10, "first_poll_hours": 20, "overlap_seconds": 0}
+        for number in range(count)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("caps", [{"usd_per_day": 7.77}, {"posts_per_day": 1234}, {"usd_per_month": 0.6}])
+async def test_many_requests_at_once_never_exceed_a_cap(tmp_path, caps):
+    clock = VirtualClock()
+    x, store = SimulatedX(clock), MemoryStore()
+    configured = settings(
+        tmp_path, query=many_queries(6), x={"fields": "lean", "concurrency": 8}, budget={"usd_per_month": None} | caps
+    )
+    run = await live(configured, clock, x, store, seconds=900)
+    money = run.service._work.journal.state.money
+    allowed = caps.get("posts_per_day", int(min(caps.get("usd_per_day", 9e9), caps.get("usd_per_month", 9e9)) * 200))
+    assert allowed - 10 < money.day.posts <= allowed, "used up to the last whole page, and no post more"
+    assert len(set(x.served)) == money.day.posts, "what several queries found today is billed once"
+    assert next(iter(caps)) in str(run.service.report.health()["reasons"])
+
+
+async def test_what_was_spent_is_known_after_the_disk_is_lost(tmp_path):
+    clock = VirtualClock()
+    x, store = SimulatedX(clock), MemoryStore()
+    budget = {"usd_per_day": 2.0, "usd_per_month": None}
+    await live(settings(tmp_path, budget=budget), clock, x, store, seconds=3600)
+    before = len(x.requests)
+    run = await live(settings(tmp_path / "new-disk", budget=budget), clock, x, store, seconds=3600)
+    assert len(x.requests) == before
+    assert run.service._work.journal.state.money.day.microusd > 1_900_000
