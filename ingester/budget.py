@@ -44,21 +44,27 @@ class Prices:
 
 
 class ReadToday:
-    """Ids already read this UTC day, as far as this process knows; after a restart only too few, so costs are never
-    booked too low.
+    """Ids already read this UTC day, as far as this process knows: the last hundred thousand or more, so that memory is
+    bounded. Ids are forgotten but never guessed, so costs may be booked too high and never too low.
     """
+
+    GENERATION = 100_000
+    """Ids; the last whole generation and the one that grows are kept: about 20 MB."""
 
     def __init__(self) -> None:
         self._day = ""
-        self._ids: set[int] = set()
+        self._growing: set[int] = set()
+        self._before: set[int] = set()
 
     def repeats(self, page: PageFacts, at: datetime) -> int:
         """How many posts of the page were read before today; remembers them all."""
         if (day := day_of(at)) != self._day:
-            self._day, self._ids = day, set()
-        fresh = [number for number in page.post_ids if number not in self._ids]
-        self._ids.update(fresh)
-        return len(page.post_ids) - len(set(fresh))
+            self._day, self._growing, self._before = day, set(), set()
+        fresh = {number for number in page.post_ids if number not in self._growing and number not in self._before}
+        if len(self._growing) >= self.GENERATION:
+            self._growing, self._before = set(), self._growing
+        self._growing |= fresh
+        return len(page.post_ids) - len(fresh)
 
 
 @dataclass(frozen=True, slots=True)

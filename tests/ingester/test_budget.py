@@ -37,6 +37,15 @@ def test_the_same_post_is_a_repeat_only_within_its_utc_day():
     assert read.repeats(page(10), NOON + timedelta(days=1)) == 0
 
 
+def test_ids_read_long_ago_are_forgotten_and_booked_at_the_full_price():
+    read = ReadToday()
+    for start in range(0, 3 * ReadToday.GENERATION, 1000):
+        assert read.repeats(page(1000, start=start), NOON) == 0
+    assert read.repeats(page(1000, start=2 * ReadToday.GENERATION), NOON) == 1000
+    assert read.repeats(page(1000, start=0), NOON) == 0
+    assert len(read._growing) + len(read._before) <= 2 * ReadToday.GENERATION + 2000
+
+
 @pytest.mark.parametrize(
     ("caps", "allowed", "named"),
     [
