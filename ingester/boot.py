@@ -5,8 +5,11 @@ import io
 from dataclasses import dataclass
 from datetime import timedelta
 
+from ingester.answers import page_facts
+from ingester.budget import ReadToday
 from ingester.errors import NeedsOperator, SpoolDamaged, SpoolFull, Transient
-from ingester.microbatch import load_state
+from ingester.microbatch import load_state, read_records
+from ingester.model import SEARCH
 from ingester.ports import Clock, ObjectStore
 from ingester.retry import Backoff, within
 from ingester.spool import Found, Spool
@@ -53,11 +56,14 @@ async def recover(spool: Spool, clock: Clock, telemetry: Telemetry) -> None:
         telemetry.salvaged(str(found.sealed.name), records=found.sealed.records, lost_bytes=found.lost_bytes)
 
 
-async def spool_start(spool: Spool, telemetry: Telemetry) -> Start | None:
-    """Where the spool alone would go on; None when it has no state."""
+async def spool_start(spool: Spool, telemetry: Telemetry, read_today: ReadToday) -> Start | None:
+    """Where the spool alone would go on; None when it has no state. What its newest microbatch read today is remembered:
+    the first polls read a little of it again.
+    """
     local = await asyncio.to_thread(spool.newest, telemetry.unreadable)
     if local is None:
         return None
+    await asyncio.to_thread(_remember, spool, local.name, read_today)
     return Start(local.state, await _highest_in(spool) + 1, where=f"spool, {local.name}")
 
 
@@ -94,6 +100,14 @@ async def find_start(
     step = 1 if newest.name.spool_id == spool.spool_id else TAKEOVER_STEP
     where = "S3" if remote else "spool"
     return Start(newest.state, highest + step, where=f"{where}, {newest.name}", is_from_s3=remote is not None)
+
+
+def _remember(spool: Spool, name: MicrobatchName, read_today: ReadToday) -> None:
+    path = next(path for folder in ("sealed", "shipped") if (path := spool.file(name, folder)).exists())
+    for record in read_records(path):
+        body, at = record.get("body"), record.get("received_at")
+        if record.get("endpoint") == SEARCH and body is not None and at is not None:
+            read_today.repeats(page_facts(body), at)
 
 
 async def _highest_in(spool: Spool) -> int:

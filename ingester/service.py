@@ -95,7 +95,9 @@ class Service:
     async def _live(self) -> None:
         """Term after term until the service stops. Raises Stopping."""
         await self._unless_stopped(recover(self._spool, self._clock, self._telemetry))
-        if (local := await self._unless_stopped(spool_start(self._spool, self._telemetry))) is not None:
+        if (
+            local := await self._unless_stopped(spool_start(self._spool, self._telemetry, self._read_today))
+        ) is not None:
             self._begin(local)
         while True:
             term = await self._unless_stopped(self._lease.granted(PATIENCE if self._journal else None))

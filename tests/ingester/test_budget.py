@@ -129,3 +129,13 @@ async def test_what_was_spent_is_known_after_the_disk_is_lost(tmp_path):
     run = await live(settings(tmp_path / "new-disk", budget=budget), clock, x, store, seconds=3600)
     assert len(x.requests) == before
     assert run.service._work.journal.state.money.day.microusd > 1_900_000
+
+
+async def test_what_the_overlap_reads_again_after_a_restart_is_booked_as_a_repeat(tmp_path):
+    query = {"name": "one", "rule": "python", "poll_every_seconds": 10, "first_poll_hours": 0, "overlap_seconds": 10}
+    configured, clock = settings(tmp_path, query=[query]), VirtualClock()
+    x, store = SimulatedX(clock), MemoryStore()
+    await live(configured, clock, x, store, seconds=100)
+    run = await live(configured, clock, x, store, seconds=100)
+    assert len(x.served) > len(set(x.served))
+    assert run.service._work.journal.state.money.day.posts == len(set(x.served))
