@@ -1,12 +1,15 @@
 """The front door: the command line, and the only place where the parts are built and joined."""
 
 import asyncio
+import contextlib
+import importlib
 import os
 import sys
 import traceback
+from collections.abc import Coroutine
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,8 +26,23 @@ from ingester.commands.common import (
 from ingester.commands.estimate import estimate
 from ingester.commands.spool import spool
 from ingester.commands.status import status
-from ingester.errors import NeedsOperator, NewerFormat, SpoolLocked, Transient, TweetlakeError
+from ingester.errors import (
+    LoopDied,
+    NeedsOperator,
+    NewerFormat,
+    SpoolBroken,
+    SpoolLocked,
+    Transient,
+    TweetlakeError,
+)
+from ingester.model import Answer, CountsRequest, SearchRequest
+from ingester.ports import Clock
+from ingester.retry import Backoff
 from schemas.settings import EXIT_CONFIG, Settings, load, load_x_secret
+
+if TYPE_CHECKING:
+    from ingester.telemetry import Telemetry
+    from ingester.x_api import XApi
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -80,7 +98,7 @@ async def _serve(settings: Settings) -> int:
     x = server = None
     try:
         spool.acquire()
-        x = await _open_x(settings, clock, telemetry)
+        x = _OpeningX(_open_x(settings, clock, telemetry))
         service = Service(
             settings,
             spool=spool,
@@ -100,16 +118,16 @@ async def _serve(settings: Settings) -> int:
         except OSError as error:
             click.echo(f"tweetlake: health.host and health.port cannot be listened on: {error}", err=True)
             return EXIT_CONFIG
-        beside = address.with_suffix(".tmp")
-        beside.write_text(url)
-        beside.replace(address)  # whoever reads it finds a whole one
+        with contextlib.suppress(OSError):  # on a full disk: then `status` asks health.host and health.port
+            beside = address.with_suffix(".tmp")
+            beside.write_text(url)
+            beside.replace(address)  # whoever reads it finds a whole one
         telemetry.started(version=version("tweetlake"), spool=str(settings.spool.directory), url=url)
-        await service.run()
-    except TweetlakeError as error:
-        return _told(error)
-    except BaseExceptionGroup as group:
-        telemetry.died([str(error) for error in group.exceptions])
-        return max(_told(error) for error in group.exceptions)
+        await service.run({"health": server.run()})
+    except (TweetlakeError, BaseExceptionGroup) as error:
+        errors = error.exceptions if isinstance(error, BaseExceptionGroup) else [error]
+        telemetry.died([str(each) for each in errors])
+        return max(_told(each) for each in errors)
     finally:
         if server is not None:
             address.unlink(missing_ok=True)
@@ -122,29 +140,62 @@ async def _serve(settings: Settings) -> int:
 
 def _told(error: BaseException) -> int:
     """Say why the process ends, and with which exit code."""
-    if not isinstance(error, TweetlakeError):
-        traceback.print_exception(error)
-        return EXIT_SOFTWARE
+    cause = error.__cause__ if isinstance(error, LoopDied) else error
     click.echo(f"tweetlake: {error}", err=True)
-    if isinstance(error, NewerFormat):
-        return EXIT_CONFIG
-    return EXIT_BUSY if isinstance(error, SpoolLocked) else EXIT_IO
+    match cause:
+        case SpoolBroken():
+            return EXIT_IO
+        case SpoolLocked():
+            return EXIT_BUSY
+        case NewerFormat():
+            return EXIT_CONFIG
+    traceback.print_exception(cause)
+    return EXIT_SOFTWARE
 
 
-async def _open_x(settings: Settings, clock: Any, telemetry: Any) -> Any:
+class _OpeningX:
+    """X, opened beside the rest of a start: tweepy is slow to import, and a token may have to be asked for first."""
+
+    def __init__(self, opening: Coroutine[Any, Any, "XApi"]) -> None:
+        self._opening = asyncio.ensure_future(opening)
+
+    async def search(self, request: SearchRequest) -> Answer:
+        return await (await self._opened()).search(request)
+
+    async def counts(self, request: CountsRequest) -> Answer:
+        return await (await self._opened()).counts(request)
+
+    async def usage(self, days: int) -> Answer:
+        return await (await self._opened()).usage(days)
+
+    async def probe(self) -> Answer:
+        return await (await self._opened()).probe()
+
+    async def close(self) -> None:
+        if self._opening.done() and not self._opening.exception():
+            await self._opening.result().close()
+        self._opening.cancel()
+
+    async def _opened(self) -> "XApi":
+        return await asyncio.shield(self._opening)  # who does not wait any longer does not end it for the others
+
+
+async def _open_x(settings: Settings, clock: Clock, telemetry: "Telemetry") -> "XApi":
     """The session with X; exchanging key and secret for a token is tried until X answers."""
-    from ingester.retry import Backoff
-    from ingester.x_api import XApi
-
+    x_api = await asyncio.to_thread(importlib.import_module, "ingester.x_api")
     backoff = Backoff(first_seconds=1.0, cap_seconds=60.0)
     while True:
         try:
             secret = load_x_secret(settings.x.bearer_token_file)
-            return await XApi.open(secret, settings.x.base_url, clock, timeout_seconds=settings.x.timeout_seconds)
+            x: XApi = await x_api.XApi.open(
+                secret, settings.x.base_url, clock, timeout_seconds=settings.x.timeout_seconds
+            )
         except (Transient, NeedsOperator) as error:
             wait = backoff.next_wait()
             telemetry.request_failed("oauth2", str(error), wait)
             await clock.sleep(wait)
+        else:
+            return x
 
 
 for command in (backfill, estimate, check, status, spool):

@@ -3,6 +3,7 @@
 None of them waits for S3 or X. 200 means yes, 503 means no, with the reasons in the JSON body.
 """
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,9 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 Report = Callable[[], dict[str, Any]]
+
+GOODBYE_SECONDS = 1.0
+"""What an answer under way gets at the end; it must not cost the grace time."""
 
 
 class HealthServer:
@@ -21,6 +25,7 @@ class HealthServer:
         self._health = health
         self._registry = registry
         self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
 
     async def start(self, host: str, port: int) -> str:
         """Listen; returns the URL. Raises OSError when the address cannot be had."""
@@ -34,14 +39,21 @@ class HealthServer:
                 web.get("/status", self._status_page),
             ]
         )
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=GOODBYE_SECONDS)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port)
-        await site.start()
-        bound = self._runner.addresses[0]
+        assert self._runner.server is not None
+        self._server = await asyncio.get_running_loop().create_server(self._runner.server, host, port)
+        bound = self._server.sockets[0].getsockname()
         return f"http://{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}"
 
+    async def run(self) -> None:
+        """Answer for ever, once started. Ends only by cancellation."""
+        assert self._server is not None
+        await self._server.serve_forever()
+
     async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
         if self._runner is not None:
             await self._runner.cleanup()
 

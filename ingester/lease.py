@@ -117,6 +117,7 @@ class Lease:
         self._seen: str | None = None
         """The ETag of somebody else's; it has not changed since `_seen_since`."""
         self._seen_since = self._looked_at = 0.0
+        self._began = clock.monotonic()
         self._changed = asyncio.Event()
         self._stepping = asyncio.Lock()
         self._is_over = False
@@ -131,14 +132,16 @@ class Lease:
     async def granted(self, patience: float | None) -> int:
         """Wait until it is ours; returns the term.
 
-        With `patience`, which is for who has a state in its spool, 0 when S3 has not said whose it is for so many seconds.
+        With `patience`, which is for who has a state in its spool, 0 when S3 has not said whose it is for so many seconds
+        from the beginning.
         """
         while self.standing is not Standing.OURS:
             if patience is None or self.standing is Standing.THEIRS:
                 await self._changed.wait()
                 continue
             try:
-                await within(self._clock, patience, self._changed.wait())
+                left = self._began + patience - self._clock.monotonic()
+                await within(self._clock, left, self._changed.wait())
             except TimeoutError:
                 return 0
         return self.term
