@@ -100,8 +100,12 @@ class Spool:
     def acquire(self) -> None:
         """Make the folder, take its lock, learn its id. Raises SpoolLocked, SpoolFull or SpoolBroken."""
         try:
+            is_new = not self._directory.exists()
             for folder in FOLDERS:
                 (self._directory / folder).mkdir(parents=True, exist_ok=True)
+            fsync_folder(self._directory)  # or a power cut could take a folder, with all that is durable in it
+            if is_new:
+                fsync_folder(self._directory.parent)
             self._lock = (self._directory / "lock").open("a")
         except OSError as error:
             raise SpoolBroken(f"spool.directory {self._directory} cannot be used: {error.strerror}") from error
@@ -276,6 +280,7 @@ class Spool:
 
     def _move(self, source: Path, target: Path) -> None:
         source.rename(target)
+        fsync_folder(target.parent)  # or a power cut could keep the sidecar's move without the file's
         self._on_step("file_moved")
         if sidecar(source).exists():
             sidecar(source).rename(sidecar(target))

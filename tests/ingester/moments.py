@@ -10,7 +10,7 @@ from typing import Any
 import fastavro
 
 from ingester.microbatch import read_records
-from ingester.spool import FOLDERS
+from ingester.spool import Spool
 from ingester.state import QueryState
 from schemas.keys import MicrobatchName
 from tests.ingester.simulation import MemoryStore, Run, SimulatedX, VirtualClock, stored_ids
@@ -21,12 +21,13 @@ Disk = Mapping[str, bytes]
 
 @dataclass
 class WatchedStore(MemoryStore):
-    """S3 in memory that remembers every content that was ever sent under a name."""
+    """S3 in memory that remembers every content that was ever sent whole under a name."""
 
     sent: dict[str, set[str]] = field(default_factory=dict)
 
     async def put_new(self, key: str, file: Path, sha256: str, metadata: Mapping[str, str]) -> None:
-        self.sent.setdefault(key, set()).add(hashlib.sha256(file.read_bytes()).hexdigest())
+        if hashlib.sha256(file.read_bytes()).hexdigest() == sha256:  # anything else is refused
+            self.sent.setdefault(key, set()).add(sha256)
         await super().put_new(key, file, sha256, metadata)
 
 
@@ -58,9 +59,8 @@ def read_disk(directory: Path) -> Disk:
 
 
 def write_disk(disk: Disk, directory: Path) -> None:
-    for folder in FOLDERS:
-        (directory / folder).mkdir(parents=True, exist_ok=True)
     for name, content in disk.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_bytes(content)
 
 
@@ -76,7 +76,7 @@ class Account:
     out_of_order: bool = False
     """S3 got a microbatch after one with a higher sequence."""
     not_shipped: dict[str, int] = field(default_factory=dict)
-    """How many microbatches lie in open, sealed or quarantine."""
+    """How many microbatches lie in open, sealed or quarantine. One that never held a record does not count."""
     unfinished: list[str] = field(default_factory=list)
     """Queries that still have something to do."""
     state_is_ahead: bool = False
@@ -102,10 +102,15 @@ def account(run: Run, store: WatchedStore) -> Account:
         names_of_two_contents=[key for key, contents in store.sent.items() if len(contents) > 1],
         sequences_used_twice=sorted(number for number in set(sequences) if sequences.count(number) > 1),
         out_of_order=sequences != sorted(sequences),
-        not_shipped={folder: n for folder in ("open", "sealed", "quarantine") if (n := run.spool.count(folder))},
+        not_shipped={folder: n for folder in ("open", "sealed", "quarantine") if (n := held(run.spool, folder))},
         unfinished=[name for name, query in state.queries.items() if query.todo],
         state_is_ahead=newest is None or newest.state != state,
     )
+
+
+def held(spool: Spool, folder: str) -> int:
+    """How many microbatches of a folder have a record."""
+    return sum(any(True for _ in read_records(spool.file(name, folder))) for name in spool.names(folder))
 
 
 def covered(x: SimulatedX, query: QueryState, records: list[dict[str, Any]]) -> list[int]:
