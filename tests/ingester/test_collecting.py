@@ -1,6 +1,7 @@
 """The service on a simulated world in virtual time: what was asked is stored once, in order, whatever interrupts it."""
 
 import asyncio
+import itertools
 from datetime import timedelta
 
 import pytest
@@ -309,3 +310,36 @@ async def test_a_disk_with_too_little_left_is_named_with_its_setting(tmp_path):
     run = await live(settings(tmp_path, spool=spool), clock, x, MemoryStore(), seconds=120)
     assert x.requests == []
     assert "spool.min_free_bytes" in str(run.service.report.health()["reasons"])
+
+
+async def test_every_hour_of_life_has_a_microbatch_also_while_nothing_may_be_asked(world):
+    configured, clock, x, store = world
+    x.faults.append(lambda request: x.answer(402, {"title": "CreditsDepleted"}))
+    await live(configured, clock, x, store, seconds=5 * 3600)
+    hours = {key.rsplit("/", 1)[1][:13] for key in store.objects if "raw/" in key}
+    assert hours == {f"2026-11-20T{hour}" for hour in range(12, 18)}
+    kinds = {record["kind"] for record in store.records()}
+    assert "heartbeat" in kinds
+    assert "page" not in kinds
+
+
+async def test_polls_that_find_nothing_are_coverage_too(world):
+    configured, clock, x, store = world
+    x.existing = lambda since_id, until_id: []
+    run = await live(configured, clock, x, store, seconds=300)
+    kept = pages(store.records())
+    assert len(kept) >= 9
+    assert all(record["is_last"] and record["result_count"] == 0 and not record["problem"] for record in kept)
+    bounds = [(record["since_id"], record["until_id"]) for record in kept]
+    assert all(later[0] == before[1] - 1 for before, later in itertools.pairwise(bounds)), "without a hole"
+    assert final_state(run).frontier_id == bounds[-1][1]
+
+
+async def test_a_renamed_query_is_a_new_one_and_the_old_one_is_told_to_be_over(world, tmp_path):
+    configured, clock, x, store = world
+    await live(configured, clock, x, store, seconds=100)
+    renamed = configured.query[0].model_dump() | {"name": "uno"}
+    run = await live(settings(tmp_path, query=[renamed]), clock, x, store, seconds=100)
+    queries = run.service._work.journal.state.queries
+    assert (queries["one"].rule, queries["uno"].rule) == (None, "python")
+    assert queries["uno"].start_id >= queries["one"].frontier_id
