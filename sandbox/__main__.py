@@ -1,4 +1,4 @@
-"""The front door of the sandbox: `python -m sandbox x-api`, `s3` and `demo`."""
+"""The front door of the sandbox: `python -m sandbox x-api`, `s3`, `demo` and `soak`."""
 
 import asyncio
 import json
@@ -170,6 +170,109 @@ def demo(directory: Path, hours: float, rate: float, live_seconds: float, seed: 
         click.echo("\nstopped; nothing is left running", err=True)
         code = 130
     raise SystemExit(code)
+
+
+@main.command()
+@click.option(
+    "--minutes", type=click.FloatRange(min=0.1), default=None, help="How long under fire; 10 without --kills."
+)
+@click.option("--kills", type=click.IntRange(min=1), default=None, help="End after so many SIGKILLs instead.")
+@click.option(
+    "--kill-every",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    show_default=True,
+    help="Seconds between two kills of a collector, about; 0: none.",
+)
+@click.option(
+    "--faults", type=click.Choice(["on", "off"]), default="on", show_default=True, help="Failures of X and S3."
+)
+@click.option(
+    "--collectors",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Ingesters side by side, each with its own lake.",
+)
+@click.option(
+    "--tweets-per-second",
+    type=click.FloatRange(min=0.1),
+    default=20.0,
+    show_default=True,
+    help="In X's whole world, of which the queries see a part.",
+)
+@click.option(
+    "--overlap",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Seconds that each poll reads again; then X indexes some posts late.",
+)
+@click.option("--seed", default=1, show_default=True, help="Of the world, the faults and the moments of the kills.")
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="Leave spools, objects and logs here.",
+)
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="Write the report here too, as Markdown.",
+)
+def soak(
+    minutes: float | None,
+    kills: int | None,
+    kill_every: float,
+    faults: str,
+    collectors: int,
+    tweets_per_second: float,
+    overlap: float,
+    seed: int,
+    keep: Path | None,
+    report: Path | None,
+) -> None:
+    """Kill real ingesters again and again while X and S3 fail, then show that nothing was lost.
+
+    Exits 1 if anything was lost, is twice in curated, or is a gap that is not real; docs/soak.md tells how to read it.
+
+    \b
+    Examples:
+      python -m sandbox soak
+      python -m sandbox soak --kills 500 --collectors 4 --report docs/soak-report.md
+      python -m sandbox soak --minutes 3 --kill-every 0 --faults off
+    """
+    from rich.console import Console
+
+    from sandbox.soak import made
+    from sandbox.soak import soak as run
+    from sandbox.soak_report import Asked
+
+    if keep is not None and keep.exists() and any(keep.iterdir()):
+        raise click.UsageError(f"--keep: {keep} is not empty")
+    if kills is not None and not kill_every:
+        raise click.UsageError("--kills needs a --kill-every above 0")
+    asked = Asked(
+        minutes=10.0 if minutes is None and kills is None else minutes,
+        kills=kills,
+        kill_every=kill_every,
+        faults=faults == "on",
+        collectors=collectors,
+        seed=seed,
+        overlap=overlap,
+        tweets_per_second=tweets_per_second,
+    )
+    console = Console(highlight=False)
+    try:
+        figures = run(asked, console, keep=keep.resolve() if keep else None)
+    except KeyboardInterrupt:
+        click.echo("\nstopped; nothing is left running", err=True)
+        raise SystemExit(130) from None
+    figures.print(console)
+    if report is not None:
+        report.write_text(figures.markdown(made()), "utf-8")
+    raise SystemExit(1 if figures.verdict else 0)
 
 
 if __name__ == "__main__":

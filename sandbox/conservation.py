@@ -103,7 +103,7 @@ class Conserved:
     """Rows whose `matched_queries` are not the queries that found the post."""
     gaps: list[Gap] = field(default_factory=list)
     ages: list[float] = field(default_factory=list)
-    """Seconds from the creation of each post that a live poll brought until S3 had it."""
+    """Seconds from the creation of each post that was made since its query began, until S3 had it."""
 
     @property
     def unreal_gaps(self) -> list[Gap]:
@@ -191,6 +191,7 @@ class _Raw:
         self.ages: list[float] = []
         self._pages: defaultdict[str, list[_Page]] = defaultdict(list)
         self._starts: dict[str, int] = {}
+        self._began: dict[str, datetime] = {}
         self._frontiers: dict[str, int] = {}
         for microbatch in microbatches:
             for record in microbatch.records:
@@ -200,6 +201,7 @@ class _Raw:
                     self.gaps.append(record)
                 elif record["kind"] == "rule" and record["frontier_id"]:
                     self._starts.setdefault(record["query"], record["frontier_id"])
+                    self._began.setdefault(record["query"], record["at"])
 
     def start(self, query: str) -> int:
         """Where the query began, exclusive."""
@@ -218,8 +220,8 @@ class _Raw:
         name = record["query"]
         counted = self.posts[name]
         for post in _posts(record["body"]):
-            if record["reason"] == "live" and not counted[post]:
-                self.ages.append((shipped_at - snowflake.time_of(post)).total_seconds())
+            if (created := snowflake.time_of(post)) >= self._began[name] and not counted[post]:
+                self.ages.append((shipped_at - created).total_seconds())
             counted[post] += 1
         if record["problem"] is not None:
             return

@@ -98,8 +98,8 @@ class S3Proxy:
         self._faults: list[S3Fault] = []
         self._outages_end: dict[int, float] = {}
         self._asked: deque[Asked] = deque(maxlen=200_000)
-        self._passed: Counter[Call] = Counter()
-        self._struck: Counter[tuple[str, Call]] = Counter()
+        self._passed: Counter[str] = Counter()
+        self._struck: Counter[tuple[str, str]] = Counter()
         self._closing = asyncio.Event()
         self._session: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
@@ -123,12 +123,12 @@ class S3Proxy:
         return [one for one in asked if call in {None, one.call} and wanted.search(one.key)]
 
     @property
-    def passed(self) -> dict[Call, int]:
+    def passed(self) -> dict[str, int]:
         """How many requests were answered by S3 without a fault, by call."""
         return dict(self._passed)
 
     @property
-    def struck(self) -> dict[tuple[str, Call], int]:
+    def struck(self) -> dict[tuple[str, str], int]:
         """How often each kind of fault struck each call."""
         return dict(self._struck)
 
@@ -170,7 +170,10 @@ class S3Proxy:
         else:
             self._passed[call] += 1
         self._asked.append(Asked(at, call, key, outcome))
-        response = await self._deliver(request, answer, whole=outcome != "reset_in_answer") if answer else None
+        response = None
+        if answer is not None:
+            with contextlib.suppress(ConnectionResetError):  # the client was killed meanwhile
+                response = await self._deliver(request, answer, whole=outcome != "reset_in_answer")
         if response is None:
             reset_connection(request.transport)
         return response or web.Response(status=500)  # which nobody reads

@@ -230,7 +230,11 @@ class XApi:
             if endpoint == "search":
                 self._asked.setdefault(request.query.get("query", ""), []).append(now)
             answer = self._answer(endpoint, handler, request, now)
-            return await self._deliver(endpoint, request, answer, now)
+            try:
+                return await self._deliver(endpoint, request, answer, now)
+            except ConnectionResetError:  # the client was killed meanwhile
+                self._note(endpoint, "gone")
+                return web.Response(status=500)
 
         return serve
 
@@ -532,6 +536,7 @@ class XApi:
             "posts_served": sum(tally.posts for tally in self._tallies.values()),
             "distinct_posts": len(distinct),
             "users_served": len(set().union(*self._bill.users.values())),
+            "posts_billed": sum(map(len, self._bill.posts.values())),
             "usd": self._bill.usd(),
             "usd_worst_case": self._bill.worst_usd(),
             "faults_struck": self.faults.struck,
