@@ -193,6 +193,16 @@ def read_records(path: Path) -> Iterator[RawRecord]:
             return
 
 
+def holds_all_of(content: bytes, path: Path) -> bool:
+    """Whether the content of another microbatch begins with every record of this one, in their order."""
+    with path.open("rb") as file:
+        try:
+            others = fastavro.reader(io.BytesIO(content))
+            return all(record == next(others, None) for record in fastavro.reader(file))
+        except Exception:  # noqa: BLE001 - what cannot be read is not the same
+            return False
+
+
 def whole_part(path: Path) -> tuple[int, int]:
     """How many whole records a file has and where they end. Raises SpoolDamaged when its header cannot be read."""
     with path.open("rb") as file:

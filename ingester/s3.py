@@ -25,14 +25,17 @@ _CHECKSUM_ERRORS = frozenset({"BadDigest", "XAmzContentSHA256Mismatch", "XAmzCon
 _TRANSIENT_ERRORS = frozenset(
     {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "InternalError", "ServiceUnavailable", "Throttling"}
 )
+_CREDENTIAL_ERRORS = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired"})
+"""Answered with 400; the others come with 401 or 403."""
 
-
+CONNECT_TIMEOUT, READ_TIMEOUT = 10.0, 60.0
+"""Seconds; the second one is between two pieces of an answer."""
 THREADS = 16
 """Of its own: calls that hang for a minute in front of a silent S3 must not keep the spool from writing."""
 
 
 class S3:
-    """The ObjectStore that is S3. Credentials come by boto3's usual chain."""
+    """The ObjectStore that is S3. Credentials come by boto3's usual chain, and are looked for again once S3 refuses them."""
 
     def __init__(self, lake: Lake) -> None:
         self._lake = lake
@@ -43,7 +46,7 @@ class S3:
 
     @property
     def _client(self) -> "S3Client":
-        """Opened by the first call; tried again by the next when that failed."""
+        """Opened by the first call; by the next one again when that failed, or when S3 refused the credentials."""
         with self._opening:
             self._opened = self._opened or open_client(self._lake)
             return self._opened
@@ -61,7 +64,7 @@ class S3:
                     Metadata=dict(metadata),
                 )
 
-        await self._call(put, key)
+        await self._call(put, key, "s3:PutObject")
 
     async def head(self, key: str) -> StoredObject | None:
         def head() -> StoredObject | None:
@@ -75,20 +78,20 @@ class S3:
                 raise
             return StoredObject(key, found["ContentLength"], found["Metadata"])
 
-        return await self._call(head, key)
+        return await self._call(head, key, "s3:GetObject")
 
     async def get(self, key: str) -> bytes:
         def get() -> bytes:
             return self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
 
-        return await self._call(get, key)
+        return await self._call(get, key, "s3:GetObject")
 
     async def list_keys(self, prefix: str) -> list[str]:
         def list_all() -> list[str]:
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
             return [found["Key"] for page in pages for found in page.get("Contents", [])]
 
-        return await self._call(list_all, prefix)
+        return await self._call(list_all, prefix, "s3:ListBucket")
 
     async def list_folders(self, prefix: str) -> list[str]:
         def list_all() -> list[str]:
@@ -96,7 +99,7 @@ class S3:
             pages = paginator.paginate(Bucket=self._bucket, Prefix=prefix, Delimiter="/")
             return [found["Prefix"] for page in pages for found in page.get("CommonPrefixes", [])]
 
-        return await self._call(list_all, prefix)
+        return await self._call(list_all, prefix, "s3:ListBucket")
 
     async def read(self, key: str) -> Versioned | None:
         def read() -> Versioned | None:
@@ -110,7 +113,7 @@ class S3:
                 raise
             return Versioned(found["Body"].read(), found["ETag"])
 
-        return await self._call(read, key)
+        return await self._call(read, key, "s3:GetObject")
 
     async def replace(self, key: str, content: bytes, *, etag: str | None) -> str:
         def put() -> str:
@@ -122,24 +125,30 @@ class S3:
             return answer["ETag"]
 
         try:
-            return await self._call(put, key)
+            return await self._call(put, key, "s3:PutObject")
         except NeedsOperator as error:
             if etag is not None and _status(error.__cause__) == 404:
                 raise KeyTaken(f"{key} is gone") from error  # S3 answers 404 to If-Match without an object
             raise
+        except ChecksumRefused as error:  # the bytes changed on their way
+            raise Transient(str(error)) from error
 
     async def delete(self, key: str) -> None:
         def delete() -> None:
             self._client.delete_object(Bucket=self._bucket, Key=key)
 
-        await self._call(delete, key)
+        await self._call(delete, key, "s3:DeleteObject")
 
-    async def _call(self, call: Callable[[], _T], what: str) -> _T:
+    async def _call(self, call: Callable[[], _T], what: str, right: str) -> _T:
+        """One attempt. `right` is what the caller must be allowed to do."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, call)
         except Exception as error:
-            if (meant := _sorted(error, f"s3://{self._bucket}/{what}")) is None:
+            if (meant := _sorted(error, f"s3://{self._bucket}/{what}", right)) is None:
                 raise
+            if _is_about_credentials(error):
+                with self._opening:
+                    self._opened = None
             raise meant from error
 
 
@@ -150,15 +159,15 @@ def open_client(lake: Lake) -> "S3Client":
 
     config = Config(
         retries={"total_max_attempts": 1},
-        connect_timeout=10,
-        read_timeout=60,
+        connect_timeout=CONNECT_TIMEOUT,
+        read_timeout=READ_TIMEOUT,
         s3={"addressing_style": "path" if lake.endpoint_url else "auto"},
     )
     session = boto3.Session()  # not the default one, which keeps the credentials it found first
     return session.client("s3", region_name=lake.region, endpoint_url=lake.endpoint_url or None, config=config)
 
 
-def _sorted(error: Exception, what: str) -> Exception | None:
+def _sorted(error: Exception, what: str, right: str) -> Exception | None:
     """An error of the call as what the caller does about it (S3's list of error codes); None for what is a bug."""
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
@@ -176,25 +185,40 @@ def _sorted(error: Exception, what: str) -> Exception | None:
         return ChecksumRefused(sentence)
     if status in {409, 429} or status >= 500 or code in _TRANSIENT_ERRORS:
         return Transient(sentence)
-    return NeedsOperator(f"{sentence}: {_hint(code)}")
+    return NeedsOperator(f"{sentence}: {_hint(code, status, right)}")
+
+
+def _is_about_credentials(error: Exception) -> bool:
+    """Whether new ones may help: a file may hold others by now, a role expires."""
+    from botocore.exceptions import NoCredentialsError, PartialCredentialsError
+
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return True
+    return _status(error) in {401, 403} or _code(error) in _CREDENTIAL_ERRORS
 
 
 def _status(error: BaseException | None) -> int:
-    metadata: Any = getattr(error, "response", {}).get("ResponseMetadata", {})
-    return int(metadata.get("HTTPStatusCode", 0))
+    return int(_response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _code(error: BaseException) -> str:
-    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
+    return str(_response(error).get("Error", {}).get("Code", ""))
 
 
-def _hint(code: str) -> str:
+def _response(error: BaseException | None) -> Any:
+    return getattr(error, "response", None) or {}  # an HTTPClientError has one that is None
+
+
+def _hint(code: str, status: int, right: str) -> str:
     hints = {
         "NoSuchBucket": "lake.bucket does not exist there; create it or mend the name",
-        "AccessDenied": "these credentials may not do that; grant PutObject, GetObject and ListBucket on the prefix",
-        "403": "these credentials may not do that; grant PutObject, GetObject and ListBucket on the prefix",
         "ExpiredToken": "the credentials have expired; renew them",
         "InvalidAccessKeyId": "S3 does not know this access key",
         "SignatureDoesNotMatch": "the secret key is not the one of this access key, or the clock is off",
     }
-    return hints.get(code, "S3 refuses; its answer names why")
+    refused = (
+        f"these credentials may not do that; grant {right}"
+        if status in {401, 403}
+        else "S3 refuses; its answer names why"
+    )
+    return hints.get(code, refused)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ingester.errors import ChecksumRefused, KeyTaken, NeedsOperator, SpoolDamaged, SpoolFull, Transient
 from ingester.journal import Journal
-from ingester.microbatch import Sealed
+from ingester.microbatch import Sealed, hash_file, holds_all_of
 from ingester.ports import Clock, ObjectStore
 from ingester.quarantine import Quarantine
 from ingester.retry import Backoff
@@ -82,7 +82,7 @@ class Uploader:
         """Store a microbatch and forget it, or set it aside when it cannot be stored."""
         try:
             sealed = await asyncio.to_thread(self._spool.describe, name)
-            already = await self._put(sealed)
+            already = await store_new(self._store, self._keys.microbatch(name), self._spool.sealed_file(name), sealed)
         except SpoolDamaged as error:
             await self._quarantine.set_aside(name, str(error))
             return
@@ -90,21 +90,34 @@ class Uploader:
         self.last_shipped_at = self._clock.now()
         self._telemetry.shipped(str(name), size=sealed.bytes, already=already)
 
-    async def _put(self, sealed: Sealed) -> bool:
-        """Create the object; True if S3 had it already, as after an answer that was lost. Raises SpoolDamaged."""
-        key = self._keys.microbatch(sealed.name)
-        file: Path = self._spool.sealed_file(sealed.name)
-        try:
-            await self._store.put_new(key, file, sealed.sha256, sealed.metadata)
-        except KeyTaken:
-            stored = await self._store.head(key)
-            if stored is None:
-                raise Transient(f"{key} was there and is gone again") from None
-            if stored.metadata.get("sha256") != sealed.sha256:
-                raise SpoolDamaged(f"s3 key {key} holds other content (SHA-256 differs)") from None
+
+async def store_new(store: ObjectStore, key: str, file: Path, sealed: Sealed) -> bool:
+    """Create the object of a sealed file. True if S3 had it already, as after an answer that was lost.
+
+    Raises SpoolDamaged when it can never be stored, Transient or NeedsOperator.
+    """
+    try:
+        await store.put_new(key, file, sealed.sha256, sealed.metadata)
+    except KeyTaken:
+        if await _has(store, key, file, sealed):
             return True
-        except ChecksumRefused as error:
-            if not await asyncio.to_thread(self._spool.verify, sealed):
-                raise SpoolDamaged(f"{file} is not what was sealed (SHA-256 differs)") from error
+        raise SpoolDamaged(f"s3 key {key} holds other content (SHA-256 and records differ)") from None
+    except ChecksumRefused as error:
+        if await asyncio.to_thread(hash_file, file) == sealed.sha256:
             raise Transient(f"{key}: the bytes changed on their way; the file is whole") from error
+        if await store.head(key) is not None and await _has(store, key, file, sealed):
+            return True
+        raise SpoolDamaged(f"{file} is not what was sealed (SHA-256 differs)") from error
+    return False
+
+
+async def _has(store: ObjectStore, key: str, file: Path, sealed: Sealed) -> bool:
+    """Whether an object is the sealed one. A restored disk seals the same records anew, as other bytes."""
+    stored = await store.head(key)
+    if stored is None:
+        raise Transient(f"{key} was there and is gone again")
+    if stored.metadata.get("sha256") == sealed.sha256:
+        return True
+    if await asyncio.to_thread(hash_file, file) != sealed.sha256:
         return False
+    return await asyncio.to_thread(holds_all_of, await store.get(key), file)
