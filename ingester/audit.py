@@ -16,6 +16,7 @@ from ingester.journal import Journal
 from ingester.model import COUNTS, Answer, CountsRequest, RawRecord
 from ingester.pacing import Gate
 from ingester.ports import Clock, Source
+from ingester.retry import Backoff
 from ingester.state import QueryState
 from ingester.telemetry import Telemetry
 from schemas import snowflake
@@ -28,7 +29,9 @@ REACH = timedelta(days=6)
 FIRST_LOOK_SECONDS = 60.0
 """After the start: new queries have begun by then, and the first polls have the first turns."""
 LOOK_AGAIN_SECONDS = 600.0
-"""Between two looks, and so between two tries after a refusal."""
+"""Between two looks."""
+LONGEST_WAIT = 6 * 3600.0
+"""Between two tries, when X goes on refusing: not every plan has the counts endpoint."""
 MOST_PAGES = 20
 """X's specification knows pages of counts; its documents say there is only one."""
 
@@ -46,6 +49,7 @@ class Audit:
         prices: Prices,
         clock: Clock,
         telemetry: Telemetry,
+        backoff: Backoff | None = None,
     ) -> None:
         self._queries = queries
         self._source = source
@@ -54,6 +58,7 @@ class Audit:
         self._prices = prices
         self._clock = clock
         self._telemetry = telemetry
+        self._backoff = backoff or Backoff(first_seconds=2 * LOOK_AGAIN_SECONDS, cap_seconds=LONGEST_WAIT)
 
     async def run(self) -> None:
         """Look for days to audit, for ever. Ends when the service stops."""
@@ -61,10 +66,13 @@ class Audit:
         await self._clock.sleep(FIRST_LOOK_SECONDS)
         try:
             while True:
-                for query in self._queries:
-                    if (request := self._due(query)) is not None:
-                        await self._ask(query, request)
-                await self._clock.sleep(LOOK_AGAIN_SECONDS)
+                due = [(query, request) for query in self._queries if (request := self._due(query)) is not None]
+                answered = [await self._ask(query, request) for query, request in due]
+                if all(answered):
+                    self._backoff.succeeded()
+                    await self._clock.sleep(LOOK_AGAIN_SECONDS)
+                else:
+                    await self._clock.sleep(self._backoff.next_wait())
         except Stopping:
             return
 
@@ -78,13 +86,16 @@ class Audit:
         start = max(_begin(state), end - REACH)
         return CountsRequest(query.rule, start, end) if start < end else None
 
-    async def _ask(self, query: Query, request: CountsRequest) -> None:
-        """Ask for all pages of it and keep them; a page that failed is asked again at the next look."""
+    async def _ask(self, query: Query, request: CountsRequest) -> bool:
+        """Ask for all pages of it and keep them. False when one failed: all are asked again at another look."""
         for index in range(MOST_PAGES):
             facts = await self._ask_page(query, request, index)
-            if facts is None or facts.next_token is None:
-                return
+            if facts is None or facts.problem is not None:
+                return False
+            if facts.next_token is None:
+                return True
             request = replace(request, next_token=facts.next_token)
+        return False
 
     async def _ask_page(self, query: Query, request: CountsRequest, index: int) -> CountsFacts | None:
         cost = self._prices.counts_request
