@@ -1,6 +1,7 @@
 """A world in virtual time for the ingester: clock, X and S3 in memory, a real spool on disk, and the oracle over them."""
 
 import asyncio
+import contextvars
 import hashlib
 import heapq
 import io
@@ -18,7 +19,7 @@ import fastavro
 
 from ingester.errors import ChecksumRefused, KeyTaken, NeedsOperator, Transient
 from ingester.model import LEAN, SEARCH, Answer, CountsRequest, SearchRequest
-from ingester.ports import StoredObject, Versioned
+from ingester.ports import Destination, StoredObject, Versioned
 from ingester.service import Service
 from ingester.spool import Spool
 from ingester.telemetry import Telemetry
@@ -198,6 +199,10 @@ class MemoryStore:
     lose_replies: int = 0
     """So many of the next replacements of a control object happen, and their answers are lost."""
 
+    def of(self, _destination: Destination) -> "MemoryStore":
+        """The store of a lake: here every lake is this one."""
+        return self
+
     async def _check(self, verb: str, key: str) -> None:
         for fault in self.faults:
             found = fault(verb, key)
@@ -292,6 +297,17 @@ def settings(directory: Path, **changes: Any) -> Settings:
     return Settings(**(values | changes))
 
 
+_RUN: contextvars.ContextVar["Run | None"] = contextvars.ContextVar("run", default=None)
+
+
+def _task_of_a_run(loop: asyncio.AbstractEventLoop, coroutine: Any, **more: Any) -> "asyncio.Task[Any]":
+    """Every task knows whose it is, so that all of a process can die, also what was shielded from cancellation."""
+    task = asyncio.Task(coroutine, loop=loop, **more)
+    if (run := _RUN.get()) is not None:
+        run.tasks.append(task)
+    return task
+
+
 class Run:
     """One life of the real service on the simulated world: it begins at once, and ends by `stop` or `die`."""
 
@@ -304,21 +320,26 @@ class Run:
         on_step: Callable[[str], None] = lambda _step: None,
     ) -> None:
         asyncio.get_running_loop().set_default_executor(InlineExecutor(1))
+        asyncio.get_running_loop().set_task_factory(_task_of_a_run)
         self.clock, self.x, self.store = clock, x, store
+        self.tasks: list[asyncio.Task[Any]] = []
         self.telemetry = Telemetry(now=clock.now)
-        self.spool = Spool(configured.spool.directory, on_step=on_step)
+        home = Destination.of(configured.lake)
+        self.spool = Spool(configured.spool.directory, destination=home, on_step=on_step)
         self.spool.acquire()
         self.service = Service(
             configured,
             spool=self.spool,
             source=x,
-            store=store,
+            stores=store.of,
             clock=clock,
             telemetry=self.telemetry,
             fields=LEAN,
             version="0",
         )
-        self.task = asyncio.ensure_future(self.service.run())
+        belongs_here = contextvars.copy_context()
+        belongs_here.run(_RUN.set, self)
+        self.task = belongs_here.run(asyncio.ensure_future, self.service.run())
         self._left = False
 
     async def stop(self) -> float:
@@ -333,8 +354,10 @@ class Run:
 
     async def die(self) -> None:
         """As SIGKILL does: nothing after this moment happens."""
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
+        while left := [task for task in self.tasks if not task.done()]:
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
         if not self._left:
             self.spool.release()
         self._left = True
