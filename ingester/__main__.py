@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Coroutine
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ from ingester.errors import (
     TweetlakeError,
 )
 from ingester.model import Answer, CountsRequest, SearchRequest
-from ingester.ports import Clock
+from ingester.ports import Clock, Destination
 from ingester.retry import Backoff
 from schemas.settings import EXIT_CONFIG, Settings, load, load_x_secret
 
@@ -93,7 +94,8 @@ async def _serve(settings: Settings) -> int:
     configure_logging()
     clock = SystemClock()
     telemetry = Telemetry(now=clock.now)
-    spool = Spool(settings.spool.directory, codec=settings.spool.codec)
+    destination = Destination.of(settings.lake)
+    spool = Spool(settings.spool.directory, codec=settings.spool.codec, destination=destination)
     address = settings.spool.directory / ADDRESS_FILE
     x = server = None
     try:
@@ -103,7 +105,7 @@ async def _serve(settings: Settings) -> int:
             settings,
             spool=spool,
             source=x,
-            store=S3(settings.lake),
+            stores=cache(S3),
             clock=clock,
             telemetry=telemetry,
             fields=field_set(settings.x.fields, settings.x.expansions),

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any, Self, cast
@@ -23,6 +23,7 @@ from ingester import state as states
 from ingester.disk import fsync
 from ingester.errors import NewerFormat, SpoolBroken, SpoolDamaged
 from ingester.model import RawRecord
+from ingester.ports import Destination
 from ingester.state import State
 from schemas import raw
 from schemas.keys import MicrobatchName
@@ -44,6 +45,8 @@ class Sealed:
     pages: int
     min_id: int | None
     max_id: int | None
+    destination: Destination | None = None
+    """None in an older file: then the settings say where it belongs."""
 
     def to_json(self) -> str:
         return json.dumps({**asdict(self), "name": str(self.name)})
@@ -54,7 +57,14 @@ class Sealed:
         try:
             found = json.loads(text)
             known = {field.name: found[field.name] for field in fields(cls) if field.name in found}
-            return cls(**{**known, "name": MicrobatchName.parse(found["name"])})
+            belongs = found.get("destination")
+            return cls(
+                **{
+                    **known,
+                    "name": MicrobatchName.parse(found["name"]),
+                    "destination": Destination.from_dict(belongs) if belongs else None,
+                }
+            )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise SpoolDamaged(f"not a sidecar: {error}") from error
 
@@ -75,13 +85,17 @@ class Sealed:
 class OpenMicrobatch:
     """The file being written. Raises OSError, and SpoolBroken when an fsync fails."""
 
-    def __init__(self, path: Path, name: MicrobatchName, codec: str, checkpoint: State) -> None:
+    def __init__(
+        self, path: Path, name: MicrobatchName, codec: str, checkpoint: State, destination: Destination | None
+    ) -> None:
         metadata = {
             raw.META_FORMAT: raw.FORMAT,
             raw.META_SEQUENCE: str(name.sequence),
             raw.META_SPOOL_ID: name.spool_id,
             raw.META_CHECKPOINT: states.to_checkpoint(checkpoint),
         }
+        if destination is not None:
+            metadata[raw.META_DESTINATION] = json.dumps(asdict(destination))
         self.path = path
         self.name = name
         self.size = 0
@@ -230,11 +244,12 @@ def _body_is_whole(record: Any) -> bool:
 
 
 def write_sealed(source: Path, target: Path, name: MicrobatchName, codec: str) -> Sealed:
-    """Write the whole records of an open file as a sealed one, fsynced. Raises OSError or SpoolBroken."""
+    """Write the whole records of an open file as a sealed one, fsynced. Raises SpoolDamaged, OSError or SpoolBroken."""
     with source.open("rb") as file:
         reader = fastavro.reader(file)
         metadata = {key: value for key, value in reader.metadata.items() if key.startswith("tweetlake.")}
         schema = reader.writer_schema
+    destination = _destination(metadata)
     records = pages = 0
     ids: list[int] = []
     with target.open("wb") as file:
@@ -254,7 +269,17 @@ def write_sealed(source: Path, target: Path, name: MicrobatchName, codec: str) -
         pages=pages,
         min_id=min(ids, default=None),
         max_id=max(ids, default=None),
+        destination=destination,
     )
+
+
+def _destination(metadata: Mapping[str, str]) -> Destination | None:
+    if raw.META_DESTINATION not in metadata:
+        return None
+    try:
+        return Destination.from_dict(json.loads(metadata[raw.META_DESTINATION]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise SpoolDamaged(f"the header does not say where it belongs: {error!r}") from error
 
 
 def sidecar(path: Path) -> Path:

@@ -1,12 +1,13 @@
 """The seams: what the loops need of X, of S3 and of time, cut at the smallest verb."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 from ingester.model import Answer, CountsRequest, SearchRequest
+from schemas.settings import Lake
 
 
 class Source(Protocol):
@@ -50,6 +51,28 @@ class Versioned:
 
     content: bytes
     etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """The lake that a microbatch belongs to: fixed when it is opened, whatever the settings say later."""
+
+    bucket: str
+    prefix: str
+    endpoint_url: str
+    region: str
+
+    @classmethod
+    def of(cls, lake: Lake) -> Self:
+        return cls(**{field.name: getattr(lake, field.name) for field in fields(cls)})
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Self:
+        """What a newer program wrote beside what is known here is ignored. Raises KeyError or TypeError."""
+        return cls(**{field.name: str(found[field.name]) for field in fields(cls)})
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}" + (f" at {self.endpoint_url}" if self.endpoint_url else "")
 
 
 class ObjectStore(Protocol):
@@ -96,6 +119,10 @@ class ObjectStore(Protocol):
     async def delete(self, key: str) -> None:
         """Remove a control object; nothing happens if there is none."""
         ...
+
+
+Stores = Callable[[Destination], ObjectStore]
+"""The store of a lake; the same one for the same lake."""
 
 
 class Clock(Protocol):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ingester.errors import ChecksumRefused, KeyTaken, NeedsOperator, Transient
-from ingester.ports import StoredObject, Versioned
+from ingester.ports import Destination, StoredObject, Versioned
 from schemas.settings import Lake
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ THREADS = 16
 class S3:
     """The ObjectStore that is S3. Credentials come by boto3's usual chain, and are looked for again once S3 refuses them."""
 
-    def __init__(self, lake: Lake) -> None:
+    def __init__(self, lake: Lake | Destination) -> None:
         self._lake = lake
         self._bucket = lake.bucket
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
@@ -152,7 +152,7 @@ class S3:
             raise meant from error
 
 
-def open_client(lake: Lake) -> "S3Client":
+def open_client(lake: Lake | Destination) -> "S3Client":
     """A client without retries of its own: there is one layer of retries, the uploader's."""
     import boto3
     from botocore.config import Config

@@ -12,7 +12,7 @@ from ingester.errors import LoopDied, Stopping, Transient
 from ingester.journal import Journal
 from ingester.lease import Lease, Standing
 from ingester.model import FieldSet
-from ingester.ports import Clock, ObjectStore, Source
+from ingester.ports import Clock, Destination, Source, Stores
 from ingester.report import Report
 from ingester.retry import Backoff, within
 from ingester.spool import Spool
@@ -39,7 +39,7 @@ class Service:
         *,
         spool: Spool,
         source: Source,
-        store: ObjectStore,
+        stores: Stores,
         clock: Clock,
         telemetry: Telemetry,
         fields: FieldSet,
@@ -48,14 +48,16 @@ class Service:
         self._settings = settings
         self._spool = spool
         self._source = source
-        self._store = store
+        self._stores = stores
+        self._home = Destination.of(settings.lake)
+        self._store = stores(self._home)
         self._clock = clock
         self._telemetry = telemetry
         self._fields = fields
         self._keys = LakeKeys(settings.lake.prefix)
         seconds = settings.lake.lease_seconds
         self._lease = Lease(
-            store, self._keys, clock, telemetry, spool_id=spool.spool_id, seconds=seconds, version=version
+            self._store, self._keys, clock, telemetry, spool_id=spool.spool_id, seconds=seconds, version=version
         )
         self._x_time = XTime(clock, telemetry)
         self.report = Report(settings, spool, self._lease, self._x_time, clock, telemetry, version)
@@ -139,7 +141,7 @@ class Service:
             max_bytes=self._settings.spool.max_bytes,
             min_free_bytes=self._settings.spool.min_free_bytes,
         )
-        self._uploader = Uploader(self._spool, self._store, self._journal, self._keys, self._clock, self._telemetry)
+        self._uploader = Uploader(self._spool, self._stores, self._home, self._journal, self._clock, self._telemetry)
         self.report.uploader = self._uploader
         self._kept += self._keep({"journal": self._journal.run(), "uploader": self._uploader.run()})
 

@@ -38,6 +38,7 @@ from ingester.microbatch import (
     write_sealed,
 )
 from ingester.model import RawRecord
+from ingester.ports import Destination
 from ingester.state import State
 from schemas.keys import MicrobatchName
 
@@ -75,18 +76,20 @@ class Lost:
 
 
 class Spool:
-    """One spool folder. Call `acquire` first; every method blocks."""
+    """One spool folder. Call `acquire` first; every method blocks. What is opened is stamped with its destination."""
 
     def __init__(
         self,
         directory: Path,
         *,
         codec: str = "zstandard",
+        destination: Destination | None = None,
         new_id: Callable[[], str] = lambda: secrets.token_hex(4),
         on_step: Callable[[str], None] = lambda _step: None,
     ) -> None:
         self._directory = directory
         self._codec = codec
+        self._destination = destination
         self._new_id = new_id
         self._on_step = on_step
         self._lock: IO[str] | None = None
@@ -148,15 +151,15 @@ class Spool:
     def _salvage(self, path: Path) -> Salvaged | None:
         try:
             records, end = whole_part(path)
+            if records == 0:
+                path.unlink()
+                return None
+            lost = path.stat().st_size - end
+            return Salvaged(self._seal_file(path), lost_bytes=lost)
         except SpoolDamaged as error:
             # Not deleted: a torn header holds nothing, but a damaged one may have records behind it.
             self._set_aside(path, str(error))
             return None
-        if records == 0:
-            path.unlink()
-            return None
-        lost = path.stat().st_size - end
-        return Salvaged(self._seal_file(path), lost_bytes=lost)
 
     def _tidy_sealed(self) -> None:
         """Remove what was half-written; move a sidecar after its file."""
@@ -187,7 +190,7 @@ class Spool:
         """Begin a microbatch whose header is a checkpoint. Raises SpoolFull or SpoolBroken."""
         path = self._path("open", str(name))
         with disk_errors(path):
-            self._open = OpenMicrobatch(path, name, self._codec, checkpoint)
+            self._open = OpenMicrobatch(path, name, self._codec, checkpoint, self._destination)
             fsync_folder(path.parent)
         self._on_step("opened")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from ingester.errors import ChecksumRefused, KeyTaken, NeedsOperator, SpoolDamaged, SpoolFull, Transient
 from ingester.journal import Journal
 from ingester.microbatch import Sealed, hash_file, holds_all_of
-from ingester.ports import Clock, ObjectStore
+from ingester.ports import Clock, Destination, ObjectStore, Stores
 from ingester.quarantine import Quarantine
 from ingester.retry import Backoff
 from ingester.spool import Spool
@@ -19,14 +19,17 @@ PROBE_SECONDS = 30.0
 
 
 class Uploader:
-    """Ships what the spool holds. One at a time, oldest first, so that S3 never has a hole in the sequence."""
+    """Ships what the spool holds. One at a time, oldest first, so that S3 never has a hole in the sequence.
+
+    Each goes to the lake it belongs to, also after the settings name another; `home` is for those that do not say.
+    """
 
     def __init__(
         self,
         spool: Spool,
-        store: ObjectStore,
+        stores: Stores,
+        home: Destination,
         journal: Journal,
-        keys: LakeKeys,
         clock: Clock,
         telemetry: Telemetry,
         *,
@@ -35,9 +38,9 @@ class Uploader:
         self.last_shipped_at: datetime | None = None
         self.last_problem: str | None = None
         self._spool = spool
-        self._store = store
+        self._stores = stores
+        self._home = home
         self._journal = journal
-        self._keys = keys
         self._clock = clock
         self._telemetry = telemetry
         self._quarantine = Quarantine(spool, journal, clock, telemetry)
@@ -82,7 +85,8 @@ class Uploader:
         """Store a microbatch and forget it, or set it aside when it cannot be stored."""
         try:
             sealed = await asyncio.to_thread(self._spool.describe, name)
-            already = await store_new(self._store, self._keys.microbatch(name), self._spool.sealed_file(name), sealed)
+            belongs = sealed.destination or self._home
+            already = await store_new(self._stores(belongs), belongs, self._spool.sealed_file(name), sealed)
         except SpoolDamaged as error:
             await self._quarantine.set_aside(name, str(error))
             return
@@ -91,11 +95,12 @@ class Uploader:
         self._telemetry.shipped(str(name), size=sealed.bytes, already=already)
 
 
-async def store_new(store: ObjectStore, key: str, file: Path, sealed: Sealed) -> bool:
+async def store_new(store: ObjectStore, belongs: Destination, file: Path, sealed: Sealed) -> bool:
     """Create the object of a sealed file. True if S3 had it already, as after an answer that was lost.
 
     Raises SpoolDamaged when it can never be stored, Transient or NeedsOperator.
     """
+    key = LakeKeys(belongs.prefix).microbatch(sealed.name)
     try:
         await store.put_new(key, file, sealed.sha256, sealed.metadata)
     except KeyTaken:

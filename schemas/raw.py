@@ -11,7 +11,9 @@ META_FORMAT = "tweetlake.format"
 META_SEQUENCE = "tweetlake.sequence"
 META_SPOOL_ID = "tweetlake.spool_id"
 META_CHECKPOINT = "tweetlake.checkpoint"
-"""Avro header metadata: the format, the sequence number, the spool id and the checkpoint (JSON)."""
+META_DESTINATION = "tweetlake.destination"
+"""Avro header metadata: the format, the sequence number, the spool id, the checkpoint (JSON) and the lake that the file
+belongs to (JSON: bucket, prefix, endpoint_url, region). Older files have no destination."""
 
 KINDS = ("page", "plan", "gap", "spend", "heartbeat", "rule")
 

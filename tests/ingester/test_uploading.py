@@ -6,13 +6,17 @@ import hashlib
 import random
 import shutil
 from datetime import UTC, datetime, timedelta
+from functools import cache
+from io import BytesIO
 
+import fastavro
 import pytest
 from aiohttp import web
 
 from ingester import s3 as adapter
 from ingester.errors import ChecksumRefused, NeedsOperator, Transient
 from ingester.journal import Journal
+from ingester.ports import Destination
 from ingester.retry import Backoff
 from ingester.s3 import S3
 from ingester.spool import Spool
@@ -23,7 +27,7 @@ from sandbox.s3 import running_s3
 from sandbox.s3_faults import S3Fault, running_s3_proxy
 from schemas.keys import LakeKeys, MicrobatchName, RawHour
 from schemas.settings import Lake
-from tests.ingester.simulation import MemoryStore
+from tests.ingester.simulation import MemoryStore, SimulatedX, VirtualClock, live, settings, stored_ids
 
 AT = datetime(2026, 11, 20, 13, 5, tzinfo=UTC)
 IN_TROUBLE = ("conflict_409", "error_500", "slow_down_503", "reset", "reset_in_request", "hang", "flip_request")
@@ -108,14 +112,16 @@ def spool(tmp_path):
     made.release()
 
 
-def uploader_of(spool, store, lake, clock=None, backoff=None):
+def uploader_of(spool, stores, lake, clock=None, backoff=None):
     clock, telemetry = clock or HastyClock(), Telemetry()
     newest = spool.newest(lambda *_what: None)
     journal = Journal(
         spool, clock, telemetry, state=newest.state, next_sequence=newest.name.sequence + 1, seal_after_seconds=60,
         seal_after_bytes=10**7, max_bytes=10**9, min_free_bytes=0,
     )  # fmt: skip
-    uploader = Uploader(spool, store, journal, LakeKeys(lake.prefix), clock, telemetry, backoff=backoff)
+    if not callable(stores):
+        stores = {Destination.of(lake): stores}.__getitem__
+    uploader = Uploader(spool, stores, Destination.of(lake), journal, clock, telemetry, backoff=backoff)
     return uploader, clock, telemetry
 
 
@@ -478,3 +484,78 @@ async def test_credentials_that_appear_are_found_by_the_next_probe(spool, lake, 
     await shipped_all(uploader)
     assert clock.waits == [PROBE_SECONDS]
     assert "no AWS credentials" in told(telemetry, "upload_paused")[0]
+
+
+# Settings that changed.
+
+
+async def test_after_a_change_of_settings_each_goes_to_the_lake_it_was_opened_for_in_order(
+    lake, proxy, server, tmp_path
+):
+    server.client().create_bucket(Bucket="another-lake")
+    endpoint = proxy.s3.endpoint_url
+    lakes = [
+        lake,
+        Lake(bucket="another-lake", endpoint_url=endpoint),
+        Lake(bucket="another-lake", endpoint_url=endpoint, prefix=lake.prefix),
+        None,
+    ]
+    state = State()
+    for sequence, belongs in enumerate(lakes, start=1):
+        records = [page(sequence)]
+        spool = Spool(tmp_path / "spool", destination=belongs and Destination.of(belongs), new_id=lambda: "0123abcd")
+        spool.acquire()
+        spool.open_microbatch(MicrobatchName(sequence, RawHour.of(AT), spool.spool_id), state)
+        spool.append(records[0])
+        if sequence != 2:
+            spool.seal()
+        spool.release()
+        spool = Spool(tmp_path / "spool")  # under yet other settings
+        spool.acquire()
+        spool.recover()
+        spool.release()
+        state = fold(state, records)
+    spool.acquire()
+    names = spool.waiting()
+    home = lake.model_copy(update={"prefix": f"{lake.prefix}home/"})
+    uploader, _, telemetry = uploader_of(spool, cache(S3), home)
+    await shipped_all(uploader)
+    spool.release()
+    assert list(telemetry.problems) == []
+    belong = [*lakes[:3], home]
+    expected = [LakeKeys(one.prefix).microbatch(name) for one, name in zip(belong, names, strict=True)]
+    assert [asked.key for asked in proxy.requests("put")] == expected
+    for one, key in zip(belong, expected, strict=True):
+        assert await S3(one).head(key) is not None
+
+
+class Lakes(MemoryStore):
+    """S3 with several buckets."""
+
+    def __init__(self):
+        super().__init__()
+        self.by_destination = {}
+
+    def of(self, destination):
+        return self.by_destination.setdefault((destination.bucket, destination.prefix), MemoryStore(faults=self.faults))
+
+
+async def test_a_service_with_other_settings_ships_old_files_to_the_old_lake_and_new_ones_to_the_new(tmp_path):
+    clock, lakes = VirtualClock(), Lakes()
+    x = SimulatedX(clock)
+    lakes.faults.append(lambda verb, _key: Transient("503") if verb == "put" and clock.seconds < 400 else None)
+    first = await live(settings(tmp_path), clock, x, lakes, seconds=200)
+    old = set(first.spool.waiting())
+    assert len(old) >= 3
+    changed = settings(tmp_path, lake={"bucket": "new-lake", "prefix": "tweets/"})
+    run = await live(changed, clock, x, lakes, seconds=600)
+    assert set(lakes.by_destination) == {("lake-bucket", ""), ("new-lake", "tweets/")}
+    one, other = lakes.by_destination["lake-bucket", ""], lakes.by_destination["new-lake", "tweets/"]
+    assert set(one.microbatches()) == old
+    assert min(other.microbatches()) > max(old)
+    records = [
+        record for key in other.objects if "raw/" in key for record in fastavro.reader(BytesIO(other.objects[key][0]))
+    ]
+    state = run.service._work.journal.state.queries["one"]
+    stored = stored_ids(one.records()) + stored_ids(records)
+    assert sorted(stored) == x.existing(state.start_id, state.frontier_id), "once, in one of the two"
