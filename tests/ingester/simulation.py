@@ -119,7 +119,7 @@ class SimulatedX:
 
     async def search(self, request: SearchRequest) -> Answer:
         self.requests.append(request)
-        await self.clock.sleep(0.2)
+        await self.clock.sleep(0.1)
         for fault in self.faults:
             found = fault(request)
             if isinstance(found, Exception):
@@ -148,7 +148,9 @@ class SimulatedX:
         body: dict[str, Any] = {"meta": meta}
         if page:
             body["data"] = [{"id": str(number), "text": f"tweet {number}"} for number in page]
-        return self.answer(200, body)
+        answer = self.answer(200, body)
+        await self.clock.sleep(0.1)  # billed, and on its way
+        return answer
 
     async def counts(self, request: CountsRequest) -> Answer:
         self.counts_requests.append(request)

@@ -72,7 +72,8 @@ async def test_a_loop_that_dies_ends_the_process_with_its_name_and_reason_and_lo
     run = await live(configured, clock, x, store, seconds=200)
     ids = stored_ids(store.records())
     assert sorted(set(ids)) == covered(x, run)
-    assert len(ids) == len(set(ids)) == len(x.served)
+    assert len(ids) == len(set(ids))
+    assert len(x.served) - len(ids) <= x.page_size, "the page under way, as after any death"
 
 
 @pytest.mark.parametrize(("owner", "name"), [(Gate, "gate"), (Journal, "journal"), (Uploader, "uploader")])
@@ -155,8 +156,9 @@ def x_limits(world):
 
 def x_is_slow(world):
     async def search(request, search=world.x.search):
+        answer = await search(request)
         await world.clock.sleep(7.0)
-        return await search(request)
+        return answer
 
     world.x.search = search
 
