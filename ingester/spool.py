@@ -128,6 +128,7 @@ class Spool:
             self._open.close()
         if self._lock is not None:
             self._lock.close()
+        self._open = self._lock = None
 
     def recover(self) -> list[Salvaged]:
         """Finish what a crash interrupted: nothing is left in `open/`, nothing half-written or half-moved in `sealed/`.

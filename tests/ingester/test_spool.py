@@ -2,6 +2,8 @@
 
 import errno
 import hashlib
+import io
+import json
 import os
 import random
 from datetime import UTC, datetime
@@ -189,15 +191,81 @@ def test_no_room_while_writing_leaves_a_whole_file_and_the_next_try_succeeds(spo
     assert [r["page_index"] for r in read_records(spool.sealed_file(sealed.name))] == [0, 1]
 
 
-def test_a_failing_fsync_ends_the_process(spool, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("failing", range(1, 8))
+def test_an_fsync_that_fails_ends_the_process_and_is_never_asked_for_again(spool, monkeypatch, failing, number):
+    """In their order: the header, its folder, a record; sealing: the file, the sidecar, its folder, the folder again."""
+    asked = []
+
+    def broken(descriptor):
+        asked.append(descriptor)
+        if len(asked) == failing:
+            raise OSError(number, "it may have dropped what it could not write")
+
+    monkeypatch.setattr(os, "fdatasync", broken)
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(SpoolBroken, match="fsync"):  # also for ENOSPC: what was written is unknown all the same
+        open_append_seal(spool)
+    assert len(asked) == failing
+
+
+def open_append_seal(spool):
     spool.open_microbatch(name(), State())
+    spool.append(page(0))
+    spool.seal()
 
-    def broken(_descriptor):
-        raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(microbatch.os, "fdatasync", broken)
-    with pytest.raises(SpoolBroken, match="fsync"):
-        spool.append(page(0))
+@pytest.mark.parametrize("failing", range(1, 8))
+def test_after_a_failed_fsync_the_next_start_has_all_that_append_returned_for(spool, monkeypatch, failing):
+    asked = []
+
+    def broken(descriptor):
+        asked.append(descriptor)
+        if len(asked) == failing:
+            raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch, pytest.raises(SpoolBroken):
+        patch.setattr(os, "fdatasync", broken)
+        patch.setattr(os, "fsync", broken)
+        open_append_seal(spool)
+    again = reopen(spool)
+    again.recover()
+    found = [r["page_index"] for waiting in again.waiting() for r in read_records(again.sealed_file(waiting))]
+    assert found == ([0] if failing > 2 else [])
+    again.release()
+
+
+@pytest.mark.parametrize("step", ["write_sealed", "write_durably", "fsync_folder"])
+def test_no_room_while_sealing_leaves_it_open_and_nothing_beside_it(spool, monkeypatch, step):
+    spool.open_microbatch(name(), State())
+    spool.append(page(0))
+
+    def full(*_what):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for _ in range(3):
+        with monkeypatch.context() as patch, pytest.raises(SpoolFull):
+            patch.setattr(f"ingester.spool.{step}", full)
+            spool.seal()
+    assert spool.open_name == name()
+    assert not list((spool._directory / "sealed").glob(".*"))
+    spool.append(page(1))
+    sealed = spool.seal()
+    assert [r["page_index"] for r in read_records(spool.sealed_file(sealed.name))] == [0, 1]
+    assert spool.describe(sealed.name) == sealed
+    assert spool.verify(sealed)
+
+
+def test_no_room_for_a_header_leaves_no_file_and_the_name_free(spool, monkeypatch):
+    def full(_descriptor, _data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(SpoolFull):
+        patch.setattr(os, "write", full)
+        spool.open_microbatch(name(), State())
+    assert spool.all_names() == []
+    open_append_seal(spool)
+    assert spool.waiting() == [name()]
 
 
 def test_two_processes_cannot_have_one_spool(spool):
@@ -210,3 +278,52 @@ def test_the_spool_id_is_made_once(spool):
     again = reopen(spool)
     assert again.spool_id == spool.spool_id
     assert len(again.spool_id) == 8
+
+
+def test_however_many_wait_the_folder_is_listed_once_and_never_read_as_a_whole(spool, monkeypatch):
+    spool.open_microbatch(name(1), State())
+    spool.append(page(0))
+    sealed = spool.seal()
+    file, described = spool.sealed_file(name(1)), json.loads(sealed.to_json())
+    for sequence in range(2, 1001):
+        copy = spool.sealed_file(name(sequence))
+        copy.write_bytes(file.read_bytes())
+        copy.with_name(f"{copy.name}.json").write_text(json.dumps(described | {"name": str(name(sequence))}))
+    again = reopen(spool)
+    looked, opened = [], []
+    for module, function, calls in ((os, "scandir", looked), (os, "listdir", looked), (io, "open", opened)):
+        watch(monkeypatch, module, function, calls)
+    assert again.recover() == []
+    assert again.newest(lambda *_: None).name == name(1000)
+    assert 0 < len(opened) < 10, "of the waiting files only the newest was read"
+    for waiting in again.waiting():
+        again.describe(waiting)
+        again.forget(waiting)
+        again.used_bytes()
+        assert again.count("sealed") == 1000 - waiting.sequence
+    assert len([path for path in looked if str(path).endswith("sealed")]) <= 2
+    again.release()
+
+
+def watch(monkeypatch, module, function, calls):
+    real = getattr(module, function)
+
+    def watched(path, *more, **named):
+        calls.append(path)
+        return real(path, *more, **named)
+
+    monkeypatch.setattr(module, function, watched)
+
+
+def test_what_is_known_of_the_waiting_files_is_what_lies_in_the_folders(spool):
+    for sequence in (1, 2, 3):
+        spool.open_microbatch(name(sequence), State())
+        spool.append(page(sequence))
+        spool.used_bytes()
+        spool.seal()
+    spool.forget(name(1))
+    spool.set_aside(name(2), "test")
+    assert spool.waiting() == [name(3)] == spool.names("sealed")
+    assert [spool.is_waiting(name(sequence)) for sequence in (1, 2, 3)] == [False, False, True]
+    on_disk = sum(path.stat().st_size for folder in FOLDERS for path in (spool._directory / folder).iterdir())
+    assert spool.used_bytes() == on_disk
