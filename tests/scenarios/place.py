@@ -3,25 +3,33 @@
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 import urllib.error
 import urllib.request
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from compaction_dags.compaction import job
 from compaction_dags.compaction.checks import HourSummary
 from sandbox.conservation import Conserved, Lake, check
 from sandbox.leash import leashed
 from sandbox.s3 import RunningS3
-from sandbox.x_api import RunningXApi
+from sandbox.world import WorldSettings
+from sandbox.x_api import ApiSettings, RunningXApi, running_x_api
 from schemas.settings import load
+from tests.house.checkout import text
 
+Told = TypeVar("Told")
+Story = Callable[[Any], None]
+
+WORLD = WorldSettings(seed=7, tweets_per_second=3, backlog_hours=1)
 RULES = {"python": "python", "coffee": "coffee OR espresso", "both": "(python OR coffee) lang:en"}
 
 _SETTINGS = """\
@@ -41,6 +49,7 @@ lease_seconds = 1
 
 [budget]
 usd_per_month = 100000
+reconcile = {reconcile}
 
 [health]
 port = 0
@@ -69,6 +78,8 @@ class Place:
     overlap: float = 5.0
     seal: float = 2.0
     timeout: float = 5.0
+    is_alone: bool = True
+    """Whether X's account is asked by this collection only; else what others read is not its own to book."""
 
     def __post_init__(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -77,9 +88,11 @@ class Place:
             for name, rule in self.rules.items()
         )
         settings = _SETTINGS.format(
-            x=self.x, timeout=self.timeout, spool=self.spool, seal=self.seal, s3=self.seen_s3, prefix=self.prefix
-        )
+            x=self.x, timeout=self.timeout, spool=self.spool, seal=self.seal, s3=self.seen_s3, prefix=self.prefix,
+            reconcile=str(self.is_alone).lower(),
+        )  # fmt: skip
         self.config.write_text(settings + queries)
+        self.log.touch()
 
     @property
     def config(self) -> Path:
@@ -148,6 +161,12 @@ class Place:
         """Microbatches that the spool is rid of, by the log."""
         return sum(line["event"] == "shipped" for line in self.lines())
 
+    @property
+    def pages_served(self) -> int:
+        """Whole pages that X sent to its queries."""
+        per_rule = self.x.stats()["per_rule"]
+        return sum(per_rule[rule]["pages"] for rule in self.rules.values() if rule in per_rule)
+
     def lines(self) -> Iterator[dict[str, Any]]:
         """What the service logged."""
         for line in self.log.read_text().splitlines():
@@ -156,7 +175,7 @@ class Place:
 
     def problems(self) -> Counter[str]:
         """Every problem event in the log, and how often it came."""
-        return Counter(line["event"] for line in self.lines() if line["level"] == "warning")
+        return Counter(line["event"] for line in self.lines() if line["level"] == "warning" and "detail" in line)
 
     # The lake.
 
@@ -183,10 +202,18 @@ class Service:
         """Wait for something to come true while the service runs."""
 
         def holds() -> bool:
-            assert self.process.poll() is None, f"the service ended with {self.process.returncode}"
+            assert self.process.poll() is None, f"the service ended with {self.process.returncode}: {self.last_words}"
             return bool(condition())
 
         until(holds, seconds)
+
+    def settles(self) -> None:
+        """Wait until it has caught up and S3 has what it sealed."""
+        self.until(lambda: self.place.has_caught_up and not self.place.status["spool"]["waiting"], 120)
+
+    @property
+    def last_words(self) -> str:
+        return "\n".join(self.place.log.read_text().splitlines()[-20:])
 
     def goes_on(self, seconds: float) -> None:
         """Let it run for so long."""
@@ -204,8 +231,56 @@ def until(condition: Callable[[], object], seconds: float) -> None:
     raise AssertionError(f"did not come true within {seconds} s")
 
 
-def side_by_side(*stories: Callable[[], Any]) -> list[Any]:
-    """Tell stories that mostly wait at the same time. Raises what the first failed one raised."""
-    with ThreadPoolExecutor(len(stories)) as pool:
-        told = [pool.submit(story) for story in stories]
-    return [story.result() for story in told]
+@contextlib.contextmanager
+def new_places(s3: RunningS3, directory: Path, prefix: str) -> Iterator[Callable[..., Place]]:
+    """Makes places by name, below one prefix. Each has an X of its own if none is given; its service may see another S3."""
+    with contextlib.ExitStack() as stack:
+
+        def make(
+            name: str = "place",
+            *,
+            x: RunningXApi | None = None,
+            seen_s3: RunningS3 | None = None,
+            world: WorldSettings = WORLD,
+            **settings: Any,
+        ) -> Place:
+            if x is None:
+                x = stack.enter_context(running_x_api(world, ApiSettings(search_limit=100_000), process=True))
+            return Place(directory / name, x, s3, f"{prefix}/{name}", seen_s3 or s3, **settings)
+
+        yield make
+
+
+class SideBySide(Generic[Told]):
+    """Stories that mostly wait, told at the same time and once; the tests of a module look at what came of each."""
+
+    def __init__(self) -> None:
+        self._settings: dict[Story, dict[str, Any]] = {}
+
+    def story(self, **settings: Any) -> Callable[[Story], Story]:
+        """Notes a story, and what its place needs."""
+
+        def note(story: Story) -> Story:
+            self._settings[story] = settings
+            return story
+
+        return note
+
+    @contextlib.contextmanager
+    def told(self, tell: Callable[[Story, dict[str, Any]], Told]) -> Iterator[Callable[[Story], Told]]:
+        """Begins all. Gives what came of one, once it has ended; raises what went wrong in it."""
+        with ThreadPoolExecutor(len(self._settings)) as pool:
+            ends = {story: pool.submit(tell, story, settings) for story, settings in self._settings.items()}
+            yield lambda story: ends[story].result()
+
+
+def busiest_second(times: Iterable[float]) -> int:
+    """The most of these moments that lie within one second."""
+    moments = sorted(times)
+    return max((bisect_right(moments, first + 1) - index for index, first in enumerate(moments)), default=0)
+
+
+def runbook_events() -> set[str]:
+    """The problem events that have a row in the runbook."""
+    section = text("docs/runbook.md").split("## What the log")[1].split("\n## ")[0]
+    return set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
