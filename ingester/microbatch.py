@@ -292,7 +292,8 @@ def read_sidecar(path: Path) -> Sealed:
     try:
         return Sealed.from_json(sidecar(path).read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise SpoolDamaged(f"sidecar of {path.name} cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SpoolDamaged(f"its sidecar cannot be read: {reason}") from error
 
 
 def check(path: Path) -> Sealed:
@@ -300,6 +301,15 @@ def check(path: Path) -> Sealed:
     sealed = read_sidecar(path)
     if hash_file(path) != sealed.sha256:
         raise SpoolDamaged("its SHA-256 is not the one it was sealed with")
+    return sealed
+
+
+def check_whole(path: Path) -> Sealed:
+    """`check`, and read it to its end, comparing every page's SHA-256. Raises SpoolDamaged."""
+    sealed = check(path)
+    records, _ = whole_part(path)
+    if records != sealed.records:
+        raise SpoolDamaged(f"{records} of its {sealed.records} records can be read")
     return sealed
 
 

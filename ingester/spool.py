@@ -28,7 +28,6 @@ from ingester.microbatch import (
     OpenMicrobatch,
     Sealed,
     check,
-    hash_file,
     load_checkpoint,
     load_state,
     read_sidecar,
@@ -117,11 +116,17 @@ class Spool:
         except OSError as error:
             self._lock.close()
             raise SpoolLocked(f"another process uses the spool {self._directory}; stop it first") from error
-        id_file = self._directory / "spool-id"
-        if not id_file.exists():
-            with disk_errors(id_file):
-                write_durably(id_file, self._new_id().encode())
-        self.spool_id = id_file.read_text().strip()
+        if self.stored_id() is None:
+            with disk_errors(self._directory):
+                write_durably(self._directory / "spool-id", self._new_id().encode())
+        self.spool_id = self.stored_id() or ""
+
+    def stored_id(self) -> str | None:
+        """The id that was made with the folder; None if there is none yet."""
+        try:
+            return (self._directory / "spool-id").read_text().strip()
+        except FileNotFoundError:
+            return None
 
     def release(self) -> None:
         if self._open is not None:
@@ -250,10 +255,6 @@ class Spool:
         """Read a sealed file's sidecar. Raises SpoolDamaged when it is missing or no sidecar."""
         return read_sidecar(self._path(folder, str(name)))
 
-    def verify(self, sealed: Sealed) -> bool:
-        """Whether a sealed file still holds the bytes that were sealed."""
-        return hash_file(self.sealed_file(sealed.name)) == sealed.sha256
-
     def forget(self, name: MicrobatchName) -> None:
         """S3 has it: keep only the newest such file. Losing power in between costs one more, identical PUT.
 
@@ -309,6 +310,13 @@ class Spool:
         folders = {**dict.fromkeys(self.names("shipped"), "shipped"), **dict.fromkeys(self._waiting(), "sealed")}
         names = sorted(folders, reverse=True)
         return (self._path(folders[name], str(name)) for name in names if before is None or name < before)
+
+    def reason(self, name: MicrobatchName) -> str:
+        """Why a file is in quarantine; empty if nothing tells."""
+        try:
+            return (self._directory / "quarantine" / f"{name}.reason").read_text("utf-8")
+        except (OSError, UnicodeDecodeError):
+            return ""
 
     def lost_with(self, name: MicrobatchName) -> Lost:
         """What is lost with a sealed file. Raises NewerFormat."""
@@ -374,7 +382,7 @@ class Spool:
     def _look(self, folder: str) -> dict[MicrobatchName, int]:
         """The microbatches of one folder, in no order, with their bytes and those of what lies beside them."""
         sizes = {}
-        with os.scandir(self._directory / folder) as entries:
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._directory / folder) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
                     sizes[entry.name] = entry.stat().st_size
