@@ -17,6 +17,8 @@ CHECKPOINT_FORMAT = 1
 QUARANTINE = "quarantine"
 ON_TOP = frozenset({"reread", "backfill"})
 """Reasons of intervals: what a lost microbatch had covered; what is asked on top of the regular collection."""
+FORGOTTEN = "forgotten"
+"""The reason of a rule record after which a query is not known any more."""
 ORDERS_REMEMBERED = 100
 """An order's object is deleted as soon as its plan is durable, so a few would do."""
 
@@ -209,6 +211,8 @@ def _rule(state: State, record: RawRecord) -> State:
     name = record.get("query")
     if name is None:
         return state
+    if record.get("reason") == FORGOTTEN:
+        return replace(state, queries={other: query for other, query in state.queries.items() if other != name})
     known = state.queries.get(name)
     frontier = record.get("frontier_id")
     if known is None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from datetime import timedelta
 from typing import Any
 
 from ingester.audit import Audit
@@ -13,11 +14,16 @@ from ingester.pacing import Gate
 from ingester.poller import Poller
 from ingester.ports import Clock, ObjectStore, Source
 from ingester.reconciliation import Reconciliation
+from ingester.state import FORGOTTEN
 from ingester.telemetry import Telemetry
 from ingester.windows import give_up
 from ingester.x_time import XTime
+from schemas import snowflake
 from schemas.keys import LakeKeys
 from schemas.settings import Settings
+
+REMEMBERED = timedelta(days=32)
+"""How long a removed query's frontier is kept: longer than X's reach and than a month of its budget."""
 
 
 class Term:
@@ -105,15 +111,25 @@ class Term:
         self.gate.stop()
 
     async def settle_queries(self) -> None:
-        """What a removed query still had to do becomes a gap; its frontier is kept, in case it comes back."""
+        """What a removed query still had to do becomes a gap; its frontier is kept for a month, in case it comes back.
+
+        Then it goes on from there: what lies between is asked, or told as out of X's reach. Later it begins anew.
+        """
         present = {query.name for query in self._settings.query}
+        forgotten_id = snowflake.first_id_at(self.gate.x_time.now() - REMEMBERED)
         for name, query in self.journal.state.queries.items():
-            if name in present or query.rule is None:
+            if query.rule is None and query.frontier_id < forgotten_id:
+                await self._tell_rule(name, FORGOTTEN)
+            if query.rule is None or name in present:
                 continue
             for interval in query.todo:
                 await give_up(name, interval, "query_removed", self.journal, self._clock, self._telemetry)
-            await self.journal.append({"kind": "rule", "at": self._clock.now(), "query": name, "rule": None})
-            self._telemetry.rule_changed(name, None)
+            await self._tell_rule(name, None)
+
+    async def _tell_rule(self, removed: str, reason: str | None) -> None:
+        at = self._clock.now()
+        await self.journal.append({"kind": "rule", "at": at, "query": removed, "rule": None, "reason": reason})
+        self._telemetry.rule_changed(removed, None)
 
     async def _until_over(self, loop: Coroutine[Any, Any, None]) -> None:
         """Run a loop that knows no end. What it has begun to write is written all the same."""
