@@ -1,6 +1,6 @@
 # Every command of a developer and of a first-time user: `make` lists them.
 # The environment (.venv) is made on first use from the hash-locked files in requirements/, and made anew only when one of
-# them or pyproject.toml changes. PYTHON=... names another Python, ARGS=... is handed to pytest or to a benchmark.
+# them or pyproject.toml changes. PYTHON=... names another Python, ARGS=... is handed to pytest, the soak or a benchmark.
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
@@ -18,7 +18,7 @@ export PYTHON
 COMPILE := $(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --no-annotate \
            --python-version 3.11 $(if $(UPGRADE),--upgrade)
 
-.PHONY: help demo test check format lock bench-ingest bench-compaction environment clean
+.PHONY: help demo test soak check format lock bench-ingest bench-compaction environment clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,9 @@ demo: $(READY) ## collect from a simulated X into a local lake and look at the t
 
 test: $(READY) ## every test; ARGS="tests/house -k fence" runs some
 	@$(BIN)/python -m pytest $(ARGS)
+
+soak: $(READY) ## kill real ingesters while X and S3 fail, for 10 minutes; ARGS="--minutes 3" and more, see docs/soak.md
+	@$(BIN)/python -m sandbox soak $(ARGS)
 
 check: $(READY) ## format, lint, types and import rules; changes nothing
 	@$(BIN)/ruff format --check .

@@ -6,7 +6,6 @@ parent closes, and the kernel ends the command should the keeper itself be kille
 
 import contextlib
 import ctypes
-import itertools
 import os
 import signal
 import socket
@@ -78,18 +77,27 @@ def are_free(ports: Iterable[int]) -> bool:
     return True
 
 
+_choosing = threading.Lock()
+_chosen = 0
+
+
 def free_ports(count: int) -> list[int]:
     """TCP ports of 127.0.0.1 that nothing listens on, below the range that the kernel hands out by itself.
 
-    Where it begins to look depends on the process, so that two which start together do not choose the same.
+    Where it begins to look depends on the process, and every call looks on from where the last one ended, so that
+    two who start together do not choose the same.
     """
-    span = _PORTS.stop - _PORTS.start
-    offset = os.getpid() * 131
-    looked_at = (_PORTS.start + (offset + step) % span for step in range(span))
-    found = list(itertools.islice((port for port in looked_at if are_free([port])), count))
-    if len(found) < count:
-        raise RuntimeError(f"no {count} free ports between {_PORTS.start} and {_PORTS.stop}")
-    return found
+    global _chosen  # noqa: PLW0603 - a process has one set of ports
+    found: list[int] = []
+    with _choosing:
+        for _ in _PORTS:
+            port = _PORTS.start + (os.getpid() * 131 + _chosen) % len(_PORTS)
+            _chosen += 1
+            if are_free([port]):
+                found.append(port)
+            if len(found) == count:
+                return found
+    raise RuntimeError(f"no {count} free ports between {_PORTS.start} and {_PORTS.stop}")
 
 
 def _keep(command: list[str]) -> int:

@@ -5,6 +5,7 @@ the S3 server. Nothing of it outlives this process, whatever that dies of.
 """
 
 import contextlib
+import http.client
 import json
 import os
 import platform
@@ -67,6 +68,8 @@ OUTAGE_EVERY, OUTAGE_SECONDS = (30.0, 60.0), (3.0, 10.0)
 CATCH_UP_SECONDS = 240.0
 """Longer than any wait that the service may have begun while the faults were on."""
 STOP_SECONDS = 60.0
+RESTART_SECONDS = 1.0
+"""Until a process that ended by itself is started again."""
 
 _SETTINGS = """\
 [x]
@@ -220,35 +223,43 @@ class Lane:
             with urllib.request.urlopen(f"{(self.spool / 'http-address').read_text()}/status", timeout=5) as answer:  # noqa: S310 - our own
                 found: dict[str, Any] = json.load(answer)
                 return found
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):
             return None
 
     def _live_once(self) -> bool:
-        """One process. True when it was the last one."""
+        """One process. True when it was the last one: it was begun when all was over, and ended well."""
         command = [sys.executable, "-m", "ingester", "run", "--config", str(self.config)]
+        is_last = self.over.is_set() or not self.asked.kill_every
         life = Life(time.time())
         self.lives.append(life)
-        is_last = False
         with self.log.open("ab") as log, leashed(command, stdout=log, stderr=log, env=self.environment) as process:
-            if self._is_to_die(process):
+            if not is_last:
+                self._wait_for_death(process)
+                life.end = "" if process.poll() is not None else "killed"
                 kill(process)
-                life.end = "killed"
-            elif process.poll() is None:
-                is_last = True
+            elif self._survives(process):
                 self._catch_up(process)
                 process.terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(STOP_SECONDS)
+            else:
+                is_last = False
         life.ended = time.time()
-        life.end = life.end or f"exit {process.returncode}"
+        if not life.end:
+            life.end = f"exit {process.returncode}"
+            self.over.wait(RESTART_SECONDS)
         return is_last
 
-    def _is_to_die(self, process: "subprocess.Popen[bytes]") -> bool:
-        """Wait for a random moment. False when all is over before, or the process ended by itself."""
-        every = self.asked.kill_every
-        moment = time.monotonic() + (self._random.uniform(0.1, 1.9) * every if every else float("inf"))
-        while process.poll() is None and not self._is_over(0.05):
-            if time.monotonic() >= moment:
+    def _wait_for_death(self, process: "subprocess.Popen[bytes]") -> None:
+        """Until a random moment, the end of all, or its own end."""
+        moment = time.monotonic() + self._random.uniform(0.1, 1.9) * self.asked.kill_every
+        while time.monotonic() < moment and process.poll() is None and not self._is_over(0.05):
+            pass
+
+    def _survives(self, process: "subprocess.Popen[bytes]") -> bool:
+        """Until all is over. False if it ended by itself before."""
+        while process.poll() is None:
+            if self._is_over(0.05):
                 return True
         return False
 

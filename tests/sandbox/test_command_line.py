@@ -54,7 +54,7 @@ def test_s3_runs_and_ends_cleanly(blow):
     assert (process.returncode, complained) == (0, "")
 
 
-@pytest.mark.parametrize("command", ["x-api", "s3", "demo"])
+@pytest.mark.parametrize("command", ["x-api", "s3", "demo", "soak"])
 def test_help_has_examples(command):
     shown = CliRunner().invoke(main, [command, "--help"])
     assert shown.exit_code == 0
@@ -76,3 +76,11 @@ def test_a_taken_port_is_one_clear_line():
         refused = CliRunner().invoke(main, ["x-api", "--port", str(taken.getsockname()[1])])
     assert refused.exit_code == 1
     assert "cannot listen" in refused.output
+
+
+def test_a_soak_that_cannot_end_or_would_mix_with_another_is_refused(tmp_path):
+    endless = CliRunner().invoke(main, ["soak", "--kills", "5", "--kill-every", "0"])
+    assert (endless.exit_code, "--kill-every above 0" in endless.output) == (2, True)
+    (tmp_path / "lane-0").mkdir()
+    mixed = CliRunner().invoke(main, ["soak", "--keep", str(tmp_path)])
+    assert (mixed.exit_code, "is not empty" in mixed.output) == (2, True)

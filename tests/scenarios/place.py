@@ -1,6 +1,7 @@
 """One collection to try things on: its settings, its X, its lake, and the unchanged service in a process of its own."""
 
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -144,7 +145,7 @@ class Place:
         """None when it does not answer."""
         try:
             return json.loads(self.get("/status")[1])
-        except OSError:
+        except (OSError, http.client.HTTPException):  # the process is killed while it answers
             return None
 
     @property
