@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from datetime import UTC, datetime
 
 import pytest
 from click.testing import CliRunner
 
 from ingester.__main__ import main
+from ingester.commands.spool import _ship
+from ingester.errors import Transient
 from ingester.ports import Destination
 from ingester.spool import Spool
 from ingester.state import State
@@ -17,6 +20,7 @@ from sandbox.s3 import running_s3
 from sandbox.s3_faults import S3Fault, running_s3_proxy
 from schemas.keys import LakeKeys, MicrobatchName, RawHour
 from schemas.settings import Lake
+from tests.ingester.simulation import MemoryStore, SimulatedX, VirtualClock, live, settings, stored_ids
 from tests.ingester.test_uploading import page
 
 HOUR = RawHour(datetime(2026, 11, 20, 13, tzinfo=UTC))
@@ -317,6 +321,41 @@ def test_as_a_process_it_shows_a_bar_on_a_terminal_and_none_elsewhere(config, tm
     assert shown.stdout == plain.stdout
     assert b"verifying" in os.read(ours, 100_000)
     os.close(ours)
+
+
+async def rescue(directory, store):
+    """What `ship` does, into the simulated S3."""
+    spool = Spool(directory)
+    spool.acquire()
+    spool.recover()
+    outcomes = await _ship(spool, store.of, Destination.of(settings(directory).lake))
+    spool.release()
+    return outcomes
+
+
+@pytest.mark.parametrize("first", ["rescue", "next machine"])
+async def test_a_lost_machine_is_replaced_and_what_it_had_not_shipped_is_rescued(tmp_path, first):
+    clock, store = VirtualClock(), MemoryStore()
+    x = SimulatedX(clock)
+    lost, new = settings(tmp_path / "lost"), settings(tmp_path / "new")
+    await live(lost, clock, x, store, seconds=100)
+    store.faults.append(lambda verb, _key: Transient("503") if verb == "put" and clock.seconds < 400 else None)
+    await live(lost, clock, x, store, seconds=200, crash=True)
+    clock.seconds = 500
+    if first == "next machine":
+        await live(new, clock, x, store, seconds=300)
+    outcomes = await rescue(lost.spool.directory, store)
+    assert outcomes[0] == "already there", "the one that was shipped"
+    assert outcomes.count("stored") == len(outcomes) - 1 >= 3
+    run = await live(new, clock, x, store, seconds=300)
+    state = run.service._work.journal.state.queries["one"]
+    assert sorted(set(stored_ids(store.records()))) == x.existing(state.start_id, state.frontier_id)
+    times = Counter(x.served)
+    if first == "rescue":
+        assert max(times.values()) == 1, "nothing was paid twice"
+    else:
+        assert max(times.values()) == 2, "the stretch that was lost, and that once"
+        assert all(name.spool_id == run.spool.spool_id for name in run.spool.names("shipped"))
 
 
 # retire

@@ -559,3 +559,20 @@ async def test_a_service_with_other_settings_ships_old_files_to_the_old_lake_and
     state = run.service._work.journal.state.queries["one"]
     stored = stored_ids(one.records()) + stored_ids(records)
     assert sorted(stored) == x.existing(state.start_id, state.frontier_id), "once, in one of the two"
+
+
+async def test_a_disk_restored_from_a_snapshot_adds_nothing_pays_nothing_and_goes_on_from_the_later_state(tmp_path):
+    clock, store = VirtualClock(), MemoryStore()
+    x, configured = SimulatedX(clock), settings(tmp_path)
+    store.faults.append(lambda verb, _key: Transient("503") if verb == "put" and clock.seconds < 300 else None)
+    await live(configured, clock, x, store, seconds=250, crash=True)
+    shutil.copytree(tmp_path / "spool", tmp_path / "snapshot")
+    assert len(list((tmp_path / "snapshot/sealed").iterdir())) >= 6
+    assert len(list((tmp_path / "snapshot/open").iterdir())) == 1
+    await live(configured, clock, x, store, seconds=300)
+    shutil.rmtree(tmp_path / "spool")
+    (tmp_path / "snapshot").rename(tmp_path / "spool")
+    run = await live(configured, clock, x, store, seconds=200)
+    state = run.service._work.journal.state.queries["one"]
+    assert sorted(stored_ids(store.records())) == sorted(x.served) == x.existing(state.start_id, state.frontier_id)
+    assert (run.spool.waiting(), run.spool.names("quarantine")) == ([], [])
