@@ -104,7 +104,7 @@ class Audit:
             return None
         facts = counts_facts(answer.body)
         record = _record(query, request, answer, facts, cost)
-        record["at"], record["page_index"] = self._clock.now(), index
+        record["at"], record["page_index"] = self._gate.x_time.now(), index
         await self._journal.append(record)
         self._telemetry.audited(query.name, request.start, request.end, facts.total, facts.problem)
         return facts

@@ -133,7 +133,7 @@ class Journal:
             await self._seal("size")
 
     async def _write(self, record: RawRecord) -> None:
-        hour = RawHour.of(record.get("received_at") or record["at"])
+        hour = RawHour.of(record.get("received_at") or self._clock.now())
         # Only a later hour turns the page: small disorder at the boundary, or a clock set back, opens no new file.
         if self._hour is not None and hour > self._hour:
             await self._seal_open_file("hour")

@@ -65,6 +65,8 @@ class Poller:
         self.query = query
         self.windows = Windows(query, journal, gate.x_time, clock, telemetry)
         self.last_page_at: datetime | None = None
+        self.last_page_seconds: float | None = None
+        """The same by the monotonic clock: how long ago it was, whatever the wall clock did."""
         self.last_problem: str | None = None
         self._source = source
         self._journal = journal
@@ -193,9 +195,10 @@ class Poller:
         chain = self._chains.pop(interval.key, None)
         problem = _ahead_of_index(interval, answer)
         found = follow(interval, page, chain, max_results=request.max_results, problem=problem)
-        bill = self._book(page, answer.received_at, request.max_results)
+        now = self._gate.x_time.now()  # the day and month that X bills it in, whatever this machine's clock says
+        bill = self._book(page, now, request.max_results)
         record = _record(interval, answer, page, bill, found)
-        record["at"], record["query"] = self._clock.now(), self.query.name
+        record["at"], record["query"] = now, self.query.name
         record["page_index"] = chain.next_index if chain else 0
         await self._journal.append(record)
         self._telemetry.page_stored(
@@ -219,7 +222,8 @@ class Poller:
             self._telemetry.page_problem(self.query.name, found.remark, 0.0)
         if found.brings_news or found.is_last:  # pages that only promise more do not end a back-off
             self._backoff.succeeded()
-        self.last_problem, self.last_page_at = None, answer.received_at
+        self.last_problem = None
+        self.last_page_at, self.last_page_seconds = answer.received_at, self._clock.monotonic()
         if found.chain is not None:
             self._chains[interval.key] = found.chain
         return None

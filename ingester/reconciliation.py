@@ -62,7 +62,7 @@ class Reconciliation:
             await self._journal.append(
                 {
                     "kind": "spend",
-                    "at": self._clock.now(),
+                    "at": self._gate.x_time.now(),
                     "reason": "reconciled",
                     "cost_microusd": missing * self._prices.post,
                     "posts_billed": missing,

@@ -66,7 +66,7 @@ class Report:
             reasons += [
                 f"query {poller.query.name} had no page for {late:.0f} s: {poller.last_problem or 'no reason known'}"
                 for poller in self.term.pollers
-                if (late := self._lateness(poller)) > 0
+                if (late := self._lateness(self.term, poller)) > 0
             ]
         if self._lease.problem is not None:
             reasons.append(f"the lease: {self._lease.problem}")
@@ -76,9 +76,9 @@ class Report:
             reasons.append(f"{quarantined} files in quarantine")
         return {"healthy": not reasons, "reasons": reasons}
 
-    def _lateness(self, poller: Poller) -> float:
-        since = poller.last_page_at or self._started_at
-        seconds = (self._clock.now() - since).total_seconds()
+    def _lateness(self, term: Term, poller: Poller) -> float:
+        since = term.began_seconds if poller.last_page_seconds is None else poller.last_page_seconds
+        seconds = self._clock.monotonic() - since
         return seconds if seconds > max(LATE_AFTER_POLLS * poller.query.poll_every_seconds, LATE_AFTER_SECONDS) else 0.0
 
     def status(self) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def _book(state: State, record: RawRecord) -> State:
     cost, posts = record.get("cost_microusd") or 0, record.get("posts_billed") or 0
     if not cost and not posts:
         return state
-    at = record.get("received_at") or record["at"]
+    at = record["at"]
     state = replace(state, money=state.money.plus(at, cost, posts))
     name = record.get("query")
     query = state.queries.get(name or "")

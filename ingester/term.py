@@ -51,6 +51,7 @@ class Term:
         self._clock = clock
         self._telemetry = telemetry
         self._over = asyncio.Event()
+        self.began_seconds = clock.monotonic()
         prices = Prices(settings.price, fields)
         self.gate = Gate(
             clock,
