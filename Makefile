@@ -18,7 +18,7 @@ export PYTHON
 COMPILE := $(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --no-annotate \
            --python-version 3.11 $(if $(UPGRADE),--upgrade)
 
-.PHONY: help demo test soak check format lock bench-ingest bench-compaction environment clean
+.PHONY: help demo test soak check format lock bench-ingest bench-compaction bench-service environment clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -47,6 +47,9 @@ bench-ingest: $(READY) ## tweets per CPU-second from HTTP answer to durable spoo
 
 bench-compaction: $(READY) ## tweets per CPU-second and peak memory of a compaction, against fastavro + json_normalize
 	@$(BIN)/python -m benchmarks.bench_compaction $(ARGS)
+
+bench-service: $(READY) ## time to the first request, memory, idle CPU and freshness of the running service, against their bounds
+	@$(BIN)/python -m benchmarks.bench_service $(ARGS)
 
 lock: $(READY) ## write requirements/*.lock from pyproject.toml; UPGRADE=1 takes newer versions
 	@$(COMPILE) requirements/bootstrap.in -o requirements/bootstrap.lock
