@@ -20,14 +20,15 @@ AFTERWARDS = 2.0
 """What a process may take beyond its grace time to be gone, on a machine that is busy with other tests."""
 
 BUG = """
-import sys
-from ingester import __main__, uploader
+import asyncio, importlib, sys
+from ingester import __main__
 
 async def broken(self):
-    await self._clock.sleep(1)
-    raise RuntimeError("a bug in the uploader")
+    await asyncio.sleep(1)
+    raise RuntimeError("a bug")
 
-uploader.Uploader.run = broken
+module, name = sys.argv[2].split(":")
+getattr(importlib.import_module(module), name).run = broken
 __main__.main(["run", "--config", sys.argv[1]])
 """
 
@@ -135,17 +136,20 @@ def test_with_a_state_in_the_spool_it_asks_soon_whatever_s3_does(proxied, silenc
     assert seconds < 6, "2 s on a machine that does nothing else"
 
 
-def test_a_bug_in_a_loop_ends_it_with_70_and_the_reason_and_a_restart_goes_on(place):
+@pytest.mark.parametrize(
+    ("loop", "owner"), [("uploader", "ingester.uploader:Uploader"), ("health", "ingester.health:HealthServer")]
+)
+def test_a_bug_in_a_loop_ends_it_with_70_and_the_reason_and_a_restart_goes_on(place, loop, owner):
     with (
         place.log.open("ab") as log,
-        leashed([sys.executable, "-c", BUG, place.config], env=place.environment, stderr=log) as process,
+        leashed([sys.executable, "-c", BUG, place.config, owner], env=place.environment, stderr=log) as process,
     ):
         assert process.wait(60) == 70
     said = place.log.read_text()
-    assert "tweetlake: uploader: a bug in the uploader" in said
-    assert "RuntimeError: a bug in the uploader" in said, "the traceback"
+    assert f"tweetlake: {loop}: a bug" in said
+    assert "RuntimeError: a bug" in said, "the traceback"
     died = [line for line in place.lines() if line["event"] == "died"]
-    assert [line["reasons"] for line in died] == [["uploader: a bug in the uploader"]]
+    assert [line["reasons"] for line in died] == [[f"{loop}: a bug"]]
     place.collect()
     assert place.conserved().holds
 
