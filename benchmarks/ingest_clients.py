@@ -187,7 +187,7 @@ async def tweetlake(job: Job) -> Result:
     name = spool.waiting()[-1]
 
     def ids() -> Iterator[int]:
-        from ingester.spool import read_records
+        from ingester.microbatch import read_records
 
         for record in read_records(spool.sealed_file(name)):
             yield from _ids_of_body(record["body"] or b"{}")
