@@ -1,4 +1,4 @@
-"""The ingest benchmark: tweets per CPU-second from a gzip'd HTTP answer to a durable spool, side by side with two others.
+"""The ingest benchmark: tweets per CPU-second from a gzip'd HTTP answer to a durable spool, side by side with others.
 
 Server and client are processes of their own, each on its core. Clients take turns within a round, so that whatever else
 the machine does hits all of them. What each client is, and what it leaves out, stands in `benchmarks/README.md`.
@@ -24,11 +24,15 @@ from benchmarks.ingest_clients import CLIENTS
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = "tweetlake"
-"""The client that the ratios are against."""
+"""The client that the ratios are against, and that has to keep the bounds."""
 UNREAD = "floor"
 """The client that keeps nothing, so has nothing to be held against the others."""
 MOST_PAGES = 1_000
 """All pages lie within the hour that a new query starts back."""
+PEER = "twarc"
+"""What people use today."""
+LEAST_TWEETS, LEAST_RATIO = 28_000, 5.0
+"""Bounds: tweets per CPU-second, and how many times those of the peer."""
 LONGEST_RUN = 600
 """Seconds until a client that does not end is given up."""
 
@@ -78,6 +82,24 @@ def main(pages: str, rounds: int, warm_up: int, clients: tuple[str, ...], hard: 
     for size in sizes:
         click.echo(_table(results, names, size))
     click.echo(_growth(results, names, sizes))
+    sys.exit(0 if _holds(results, sizes[-1]) else 1)
+
+
+def _holds(results: Results, size: int) -> bool:
+    """Print what the bounds are held against, at the largest size; False when one is missed."""
+    found = []
+    if (BASE, size) in results:
+        found.append((f"{BASE}, tweets per CPU-second", size * 100 / _median(results, BASE, size, "cpu"), LEAST_TWEETS))
+    if (BASE, size) in results and (PEER, size) in results:
+        rounds = zip(results[BASE, size], results[PEER, size], strict=True)
+        ratios = [theirs["cpu"] / ours["cpu"] for ours, theirs in rounds]
+        spread = f"lowest {min(ratios):.1f}, highest {max(ratios):.1f}"
+        found.append((f"times those of {PEER} in the same round ({spread})", statistics.median(ratios), LEAST_RATIO))
+    if found:
+        click.echo(f"\n| at {size} pages | median | at least | verdict |\n|---|---:|---:|---|")
+    for what, figure, bound in found:
+        click.echo(f"| {what} | {figure:,.1f} | {bound:,.0f} | {'holds' if figure >= bound else '**missed**'} |")
+    return all(figure >= bound for _, figure, bound in found)
 
 
 def _sizes(pages: str) -> list[int]:
@@ -193,7 +215,7 @@ def _machine(scratch: Path, client_core: int, server_core: int) -> str:
     info = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.split(":", 1)[1].strip() for line in info if line.startswith("model name")), platform.machine())
     disk = subprocess.run(["stat", "-f", "-c", "%T", scratch], capture_output=True, text=True, check=False)
-    libraries = ("aiohttp", "fastavro", "isal", "msgspec", "tweepy")
+    libraries = ("aiohttp", "fastavro", "isal", "msgspec", "tweepy", "twarc")
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, {model}, {os.cpu_count()} cores (client on {client_core}, server on "
         f"{server_core}), load {os.getloadavg()[0]:.1f}, Linux {platform.release()}, {disk.stdout.strip() or 'unknown'} "

@@ -1,4 +1,5 @@
-"""The clients of the ingest benchmark, each run in a process of its own: the project's path, a floor, and two ways with tweepy.
+"""The clients of the ingest benchmark, each run in a process of its own: the project's path, a floor, two ways with tweepy,
+and twarc.
 
 Every client fetches the same pages one after the other. What it costs to start and to warm up is not counted: the meter
 begins when the warm-up pages are durable and ends when the measured ones are. Afterwards, off the meter, each client
@@ -7,6 +8,7 @@ reads back what it wrote and tells its ids, so that nobody is fast by leaving so
 
 import asyncio
 import hashlib
+import itertools
 import json
 import os
 import resource
@@ -430,6 +432,55 @@ def _json_sink(path: Path) -> Iterator[Keep]:
         yield keep
 
 
+# twarc, which archivists use, by its own command line.
+
+
+async def twarc(job: Job) -> Result:
+    """`twarc2 search`: requests, a JSON line a page with all that X sent, log file and progress bar; no fsync, no checksum.
+
+    Patched is where its session connects to. That is also the eye on which page is asked for.
+    """
+    import twarc
+    from requests.adapters import HTTPAdapter
+    from twarc.command2 import twarc2
+
+    readings: list[Reading] = []
+    asked = 0
+
+    class ToTheBenchmark(HTTPAdapter):
+        def send(self, request: Any, *given: Any, **named: Any) -> Any:
+            nonlocal asked
+            if asked == job.warm_up:
+                readings.append(Reading.now())
+            asked += 1
+            request.url = request.url.replace("https://api.twitter.com", job.url)
+            return super().send(request, *given, **named)
+
+    connect = twarc.Twarc2.connect
+
+    def connect_redirected(self: Any) -> None:
+        connect(self)
+        self.client.mount("https://api.twitter.com", ToTheBenchmark())
+
+    twarc.Twarc2.connect = connect_redirected
+    file = job.directory / "measured"
+    command = ["--bearer-token", TOKEN, "--log", str(job.directory / "twarc.log"), "search"]
+    limit = str((job.warm_up + job.pages) * 100)
+    twarc2.main([*command, "--limit", limit, RULE, str(file)], prog_name="twarc2", standalone_mode=False)
+    readings.append(Reading.now())
+    begin, end = readings
+
+    def measured() -> Iterator[str]:
+        with file.open() as lines:
+            yield from itertools.islice(lines, job.warm_up, None)
+
+    def ids() -> Iterator[int]:
+        for line in measured():
+            yield from _ids_of_body(line.encode())
+
+    return job.result(begin, end, ids, bytes_written=sum(map(len, measured())))
+
+
 Client = Callable[[Job], Coroutine[Any, Any, Result]]
 
 CLIENTS: dict[str, Client] = {
@@ -437,6 +488,7 @@ CLIENTS: dict[str, Client] = {
     "floor": floor,
     "tweepy-avro": tweepy_avro,
     "tweepy-json": tweepy_json,
+    "twarc": twarc,
 }
 
 
