@@ -315,9 +315,9 @@ async def test_a_disk_with_too_little_left_is_named_with_its_setting(tmp_path):
 async def test_every_hour_of_life_has_a_microbatch_also_while_nothing_may_be_asked(world):
     configured, clock, x, store = world
     x.faults.append(lambda request: x.answer(402, {"title": "CreditsDepleted"}))
-    await live(configured, clock, x, store, seconds=5 * 3600)
+    await live(configured, clock, x, store, seconds=2 * 3600)
     hours = {key.rsplit("/", 1)[1][:13] for key in store.objects if "raw/" in key}
-    assert hours == {f"2026-11-20T{hour}" for hour in range(12, 18)}
+    assert hours == {f"2026-11-20T{hour}" for hour in range(12, 15)}
     kinds = {record["kind"] for record in store.records()}
     assert "heartbeat" in kinds
     assert "page" not in kinds
