@@ -269,9 +269,9 @@ def soak(
     except KeyboardInterrupt:
         click.echo("\nstopped; nothing is left running", err=True)
         raise SystemExit(130) from None
-    figures.print(console)
     if report is not None:
         report.write_text(figures.markdown(made()), "utf-8")
+    figures.print(console)
     raise SystemExit(1 if figures.verdict else 0)
 
 
