@@ -39,7 +39,7 @@ KINDS = {
     "flip_request": "a byte of the request's body changes on its way; S3 has to refuse it",
     "slow": "the request is carried out `seconds` (1) late",
     "hang": "nothing happens for `seconds` (3600) or until the client gives up; then a reset",
-    "lose_answer": "the request is carried out, and the connection is reset in the place of the answer",
+    "lose_answer": "the request is carried out, and the connection is closed in the place of the answer",
     "reset_in_answer": "the connection is reset in the middle of the answer's body",
     "flip_answer": "a byte of the answer's body changes on its way",
 }
@@ -174,12 +174,14 @@ class S3Proxy:
         if answer is not None:
             with contextlib.suppress(ConnectionResetError):  # the client was killed meanwhile
                 response = await self._deliver(request, answer, whole=outcome != "reset_in_answer")
-        if response is None:
+        if outcome == "lose_answer" and request.transport is not None:
+            request.transport.close()
+        elif response is None:
             reset_connection(request.transport)
         return response or web.Response(status=500)  # which nobody reads
 
     async def _carry_out(self, request: web.Request, call: Call, key: str) -> tuple[str, "_Answer | None"]:
-        """What came of it, and the answer; none when the connection is to be reset."""
+        """What came of it, and the answer; none when the connection is to be broken."""
         fault = self._strikes(call, key, afterwards=False, has_body=(request.content_length or 0) > 1)
         kind = fault.kind if fault else ""
         if fault is not None and kind in {"slow", "hang"}:

@@ -27,10 +27,10 @@ from compaction_dags.compaction.errors import (
 )
 from compaction_dags.compaction.merge import merged_tweets
 from compaction_dags.compaction.tables import Build, CuratedTable, DataFile, Partition, file_schema
+from sandbox.s3_faults import S3Fault, running_s3_proxy
 from schemas.curated import TABLES
 from schemas.snowflake import first_id_at
 from tests.compaction.conftest import Place
-from tests.compaction.losing_proxy import losing_proxy
 
 NOW = datetime(2026, 11, 21, 6, tzinfo=UTC)
 NOON = Partition("2026-11-20", 12)
@@ -247,14 +247,14 @@ def test_a_writer_killed_around_its_commit_leaves_a_whole_version_and_is_done_ag
 
 @pytest.mark.parametrize("which", ["00000000000000000000", "00000000000000000002"], ids=["creation", "commit"])
 def test_a_commit_whose_answer_is_lost_is_recognised(place: Place, which: str) -> None:
-    with losing_proxy(place.s3.endpoint_url) as proxy:
+    with running_s3_proxy(place.s3) as proxy:
         if which.endswith("2"):
             add(place, [0])
-        proxy.lose_answer_to(f"PUT .*/tweets/_delta_log/{which}.json.* 200")
-        place.endpoint_url = proxy.url
+        proxy.set_faults(S3Fault("lose_answer", "put", f"/tweets/_delta_log/{which}.json", next_n=1))
+        place.endpoint_url = proxy.s3.endpoint_url
         table, built = place.table("tweets"), []
         put(table, place.directory, merging(table, tweets([1]), lambda: built.append(1)))
-        assert len(proxy.lost) == 1
+        assert proxy.struck == {("lose_answer", "put"): 1}
     place.endpoint_url = ""
     assert built == [1]
     assert 1 in ids(place)
