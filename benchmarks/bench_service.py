@@ -148,7 +148,7 @@ def memory(world: World) -> Iterator[Found]:
     tenths = [next(rss for tweets, rss in course if tweets >= served * tenth / 10) for tenth in range(1, 11)]
     yield Found(
         f"peak memory over a backlog of {served:,} tweets",
-        f"{peak / 1e6:.0f} MB",
+        f"{peak / 1e6:.1f} MB",
         f"{MEMORY_BYTES / 1e6:.0f} MB",
         peak <= MEMORY_BYTES,
         f"RSS at each tenth: {', '.join(f'{rss / 1e6:.0f}' for rss in tenths)} MB; {took:.0f} s, {cpu:.0f} s of CPU",
