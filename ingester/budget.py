@@ -44,12 +44,12 @@ class Prices:
 
 
 class ReadToday:
-    """Ids already read this UTC day, as far as this process knows: the last hundred thousand or more, so that memory is
+    """Ids already read this UTC day, as far as this process knows: the last fifty thousand or more, so that memory is
     bounded. Ids are forgotten but never guessed, so costs may be booked too high and never too low.
     """
 
-    GENERATION = 100_000
-    """Ids; the last whole generation and the one that grows are kept: about 20 MB."""
+    GENERATION = 50_000
+    """Ids; the last whole generation and the one that grows are kept: about 10 MB."""
 
     def __init__(self) -> None:
         self._day = ""

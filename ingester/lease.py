@@ -132,13 +132,15 @@ class Lease:
     async def granted(self, patience: float | None) -> int:
         """Wait until it is ours; returns the term.
 
-        With `patience`, which is for who has a state in its spool, 0 when S3 has not said whose it is for so many seconds
-        from the beginning.
+        With `patience`, which is for who has a state in its spool, 0 when S3 cannot be asked, or has not said whose it is
+        for so many seconds from the beginning.
         """
         while self.standing is not Standing.OURS:
             if patience is None or self.standing is Standing.THEIRS:
                 await self._changed.wait()
                 continue
+            if self.problem is not None:
+                return 0
             try:
                 left = self._began + patience - self._clock.monotonic()
                 await within(self._clock, left, self._changed.wait())
@@ -198,6 +200,7 @@ class Lease:
             if self.problem is None:
                 self._telemetry.lease_unreachable(str(error))
             self.problem = str(error)
+            self._becomes(self.standing)  # who waits goes on without an answer, or waits for the next
             return self._backoff.next_wait()
         self._backoff.succeeded()
         self.problem = None

@@ -23,7 +23,7 @@ from ingester.x_time import XTime
 from schemas.keys import LakeKeys
 from schemas.settings import Settings
 
-PATIENCE = 1.0
+PATIENCE = 0.7
 """Seconds S3 may take, for the lease and once more for its newest state, when the spool has a state to go on from."""
 
 _T = TypeVar("_T")
