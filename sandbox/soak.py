@@ -70,6 +70,8 @@ CATCH_UP_SECONDS = 240.0
 STOP_SECONDS = 60.0
 RESTART_SECONDS = 1.0
 """Until a process that ended by itself is started again."""
+MOST_TROUBLES = 5
+"""A lane whose process ended by itself so often is given up."""
 
 _SETTINGS = """\
 [x]
@@ -212,7 +214,7 @@ class Lane:
     def run(self) -> None:
         """Life after life, until it is over: the last one catches up and is stopped."""
         try:
-            while not self._live_once():
+            while not self._live_once() and len(self.troubles) < MOST_TROUBLES:
                 pass
         except Abandoned:
             pass
@@ -247,6 +249,8 @@ class Lane:
         life.ended = time.time()
         if not life.end:
             life.end = f"exit {process.returncode}"
+            if process.returncode != 0:
+                self.troubles.append(f"lane {self.number}: a process ended by itself, {life.end}: {self._last_words()}")
             self.over.wait(RESTART_SECONDS)
         return is_last
 
@@ -275,7 +279,8 @@ class Lane:
                 return
             if self.abandoned.wait(0.2):
                 raise Abandoned
-        self.troubles.append(f"lane {self.number} did not catch up within {CATCH_UP_SECONDS:.0f} s")
+        if process.poll() is None:
+            self.troubles.append(f"lane {self.number} did not catch up within {CATCH_UP_SECONDS:.0f} s")
 
     def has_caught_up(self) -> bool:
         """Every query live, nothing left to do, nothing waiting for S3."""
@@ -309,6 +314,9 @@ class Lane:
             self.troubles.append(
                 f"lane {self.number}: tweetlake-compact ended with {done.returncode}: {done.stderr[-500:]}"
             )
+
+    def _last_words(self) -> str:
+        return " / ".join(self.log.read_text(errors="replace").splitlines()[-3:])
 
     def _lines(self) -> Iterator[Mapping[str, Any]]:
         for line in self.log.read_text(errors="replace").splitlines():

@@ -91,8 +91,6 @@ class Figures:
         is_quiet = not (self.asked.faults or self.asked.kill_every or self.asked.overlap)
         if is_quiet and found.served != found.distinct:
             reasons.append(f"without faults, kills and overlap {found.served - found.distinct:,} posts were paid twice")
-        bad = {end: count for end, count in self.ends.items() if end not in {"killed", "exit 0"}}
-        reasons += [f"{count} processes ended by themselves: {end}" for end, count in bad.items()]
         return reasons
 
     def sections(self) -> list[Section]:

@@ -42,10 +42,6 @@ def test_what_is_no_loss_does_not_fail_it():
     assert figures(found=found).verdict == []
 
 
-def test_a_process_that_ends_by_itself_fails_it():
-    assert figures(ends=Counter({"killed": 1, "exit 70": 2})).verdict == ["2 processes ended by themselves: exit 70"]
-
-
 def test_what_stays_in_a_spool_after_a_clean_stop_fails_it():
     assert figures(left_in_spool=1).verdict == ["1 files still in a spool after a clean stop"]
     assert figures(troubles=["lane 0 did not catch up"]).verdict == ["lane 0 did not catch up"]
