@@ -264,6 +264,7 @@ async def an_earlier_life(directory):
     return Earlier(directory, store.objects, x.served, clock.seconds)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", SCENES)
 async def test_a_stop_at_any_half_second_is_in_time_and_loses_nothing(tmp_path, name):
     scene = SCENES[name]
