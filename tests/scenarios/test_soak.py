@@ -44,6 +44,9 @@ def test_a_minute_under_fire_loses_nothing(ended):
     assert not figures.found.gaps
     assert not figures.found.indexed_late
     assert not figures.quarantined
+    # A kill costs a page that was on its way, not the pages before it.
+    assert figures.found.served <= 1.3 * figures.found.distinct
+    assert figures.found.stored_twice <= 0.02 * figures.found.distinct
 
 
 @stories.story()
