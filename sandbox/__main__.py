@@ -240,7 +240,7 @@ def soak(
     \b
     Examples:
       python -m sandbox soak
-      python -m sandbox soak --kills 500 --collectors 4 --report docs/soak-report.md
+      python -m sandbox soak --kills 500 --collectors 2 --report docs/soak-report.md
       python -m sandbox soak --minutes 3 --kill-every 0 --faults off
     """
     from rich.console import Console
