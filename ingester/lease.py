@@ -145,7 +145,8 @@ class Lease:
                 left = self._began + patience - self._clock.monotonic()
                 await within(self._clock, left, self._changed.wait())
             except TimeoutError:
-                return 0
+                if self.standing is Standing.UNKNOWN:  # the answer may have come with the last moment
+                    return 0
         return self.term
 
     async def ended(self, term: int) -> None:

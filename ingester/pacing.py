@@ -202,8 +202,9 @@ class Gate:
             if not self._queue or self._free == 0:
                 await self._changed.wait()
                 continue
-            hold = await self._grant(self._queue[0])
-            if self._queue[0].endpoint == SEARCH:
+            first = self._queue[0]
+            hold = await self._grant(first)  # meanwhile others may have come to the front, or a stop sent all home
+            if first.endpoint == SEARCH:
                 self._show(hold)
             if hold is not None:
                 await self._changed_within(hold.seconds)
