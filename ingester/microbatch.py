@@ -28,6 +28,10 @@ from ingester.state import State
 from schemas import raw
 from schemas.keys import MicrobatchName
 
+OPEN_LEVEL = 1
+"""Compression level of an open file, for either codec: a third less CPU than the default for a few percent more bytes,
+which sealing writes anew.
+"""
 SEALED_BLOCK_BYTES = 4_000_000
 """Uncompressed bytes of a sealed block: bounds the memory of sealing and reading, large enough for zstandard."""
 
@@ -100,7 +104,9 @@ class OpenMicrobatch:
         self.name = name
         self.size = 0
         self._memory = io.BytesIO()
-        self._writer = Writer(self._memory, _SCHEMA, codec=codec, metadata=metadata, sync_interval=1)
+        self._writer = Writer(
+            self._memory, _SCHEMA, codec=codec, compression_level=OPEN_LEVEL, metadata=metadata, sync_interval=1
+        )
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         try:
             self._write(self._take())
