@@ -111,11 +111,11 @@ async def tweetlake(job: Job) -> Result:
     from ingester.pacing import Gate
     from ingester.poller import Poller
     from ingester.spool import Spool
-    from ingester.state import State
     from ingester.telemetry import Telemetry, configure_logging
     from ingester.x_api import XApi
     from ingester.x_time import XTime
     from schemas.settings import Budget, Price, Query, XSecret
+    from schemas.state import State
 
     configure_logging(human=False)
     clock = SystemClock()

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from ingester.answers import page_facts
-from ingester.model import SEARCH, RawRecord
 from ingester.spool import FOLDERS, Spool
-from ingester.state import State, apply
 from sandbox.leash import kill, leashed
 from sandbox.s3 import RunningS3
 from sandbox.x_api import RunningXApi
 from schemas import snowflake
 from schemas.keys import MicrobatchName, RawHour
+from schemas.records import SEARCH, RawRecord
+from schemas.state import State, apply
 
 TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -13,14 +13,15 @@ from ingester.aside import ask_aside
 from ingester.budget import Prices
 from ingester.errors import Stopping
 from ingester.journal import Journal
-from ingester.model import COUNTS, Answer, CountsRequest, RawRecord
+from ingester.model import Answer, CountsRequest
 from ingester.pacing import Gate
 from ingester.ports import Clock, Source
 from ingester.retry import Backoff
-from ingester.state import QueryState
 from ingester.telemetry import Telemetry
 from schemas import snowflake
+from schemas.records import COUNTS, RawRecord
 from schemas.settings import Query
+from schemas.state import QueryState
 
 SETTLED_AFTER = timedelta(minutes=30)
 """A day is asked for when it is over for so long: posts are indexed late and counted later."""

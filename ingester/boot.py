@@ -9,13 +9,13 @@ from ingester.answers import page_facts
 from ingester.budget import ReadToday
 from ingester.errors import NeedsOperator, SpoolDamaged, SpoolFull, Transient
 from ingester.microbatch import load_state, read_records
-from ingester.model import SEARCH
 from ingester.ports import Clock, ObjectStore
 from ingester.retry import Backoff, within
 from ingester.spool import Found, Spool
-from ingester.state import State
 from ingester.telemetry import Telemetry
 from schemas.keys import LakeKeys, MicrobatchName
+from schemas.records import SEARCH
+from schemas.state import State
 
 DAYS_COMPARED = 2
 """The newest days with microbatches whose sequences are compared: a clock may have been off around midnight."""

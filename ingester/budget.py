@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ingester.model import Bill, FieldSet, PageFacts
-from ingester.state import Money, day_of
 from schemas.settings import Budget, Price, Query
+from schemas.state import Money, day_of
 
 SMALLEST_PAGE = 10
 """X's lower bound of max_results."""

@@ -8,7 +8,8 @@ nothing out and at most a page is asked again.
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ingester.model import Interval, PageFacts
+from ingester.model import PageFacts
+from schemas.records import Interval
 
 MOST_IDLE_PAGES = 20
 """Pages in a row that reach no lower, with X saying each time that there is more."""

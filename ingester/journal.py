@@ -4,15 +4,15 @@ import asyncio
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 
-from ingester import state as states
 from ingester.errors import SpoolFull
 from ingester.microbatch import Sealed
-from ingester.model import RawRecord
 from ingester.ports import Clock
 from ingester.spool import Spool
-from ingester.state import State
 from ingester.telemetry import Telemetry
+from schemas import state as states
 from schemas.keys import MicrobatchName, RawHour
+from schemas.records import RawRecord
+from schemas.state import State
 
 RETRY_WHEN_FULL = 5.0
 """Seconds between looks for room on a full disk."""

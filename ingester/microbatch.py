@@ -19,14 +19,14 @@ from typing import IO, Any, Self, cast
 import fastavro
 from fastavro.write import Writer
 
-from ingester import state as states
 from ingester.disk import fsync
 from ingester.errors import NewerFormat, SpoolBroken, SpoolDamaged
-from ingester.model import RawRecord
 from ingester.ports import Destination
-from ingester.state import State
 from schemas import raw
+from schemas import state as states
 from schemas.keys import MicrobatchName
+from schemas.records import RawRecord
+from schemas.state import State
 
 OPEN_LEVEL = 1
 """Compression level of an open file, for either codec: a third less CPU than the default for a few percent more bytes,

@@ -12,13 +12,13 @@ from typing import Self
 
 from ingester.errors import NeedsOperator, Transient
 from ingester.journal import Journal
-from ingester.model import Interval
 from ingester.ports import Clock, ObjectStore
 from ingester.retry import Backoff
 from ingester.telemetry import Telemetry
 from ingester.windows import cut
 from schemas import snowflake
 from schemas.keys import LakeKeys
+from schemas.records import Interval
 from schemas.settings import Query
 
 LOOK_EVERY_SECONDS = 60.0

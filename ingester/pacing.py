@@ -13,11 +13,12 @@ from typing import Any
 from ingester.answers import Meaning, Verdict
 from ingester.budget import Allowed, Purse, Reservation
 from ingester.errors import Stopping
-from ingester.model import SEARCH, Answer
+from ingester.model import Answer
 from ingester.ports import Clock
-from ingester.state import State
 from ingester.telemetry import Telemetry
 from ingester.x_time import XTime
+from schemas.records import SEARCH
+from schemas.state import State
 
 LIVE, BACKLOG, ASIDE = 0, 1, 2
 """Priorities: live polls come first, the backlog fills what is left of the rate window, audits can wait."""

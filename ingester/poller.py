@@ -11,7 +11,7 @@ from ingester.budget import OwnCaps, Prices, ReadToday
 from ingester.chain import Chain, Following, follow
 from ingester.errors import Stopping, Transient
 from ingester.journal import Journal
-from ingester.model import SEARCH, Answer, Bill, FieldSet, Interval, PageFacts, RawRecord, SearchRequest
+from ingester.model import Answer, Bill, FieldSet, PageFacts, SearchRequest
 from ingester.pacing import BACKLOG, LIVE, Gate
 from ingester.ports import Clock, Source
 from ingester.retry import Backoff
@@ -19,6 +19,7 @@ from ingester.telemetry import Telemetry
 from ingester.windows import Windows
 from ingester.x_time import date_of
 from schemas import snowflake
+from schemas.records import SEARCH, Interval, RawRecord
 from schemas.settings import Query
 
 INDEX_REACHES = timedelta(seconds=9)

@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ingester.journal import Journal
-from ingester.model import Interval, RawRecord
 from ingester.ports import Clock
 from ingester.spool import Lost, Spool
-from ingester.state import QUARANTINE, State, covered_between
 from ingester.telemetry import Telemetry
 from ingester.windows import cut
 from schemas.keys import MicrobatchName
+from schemas.records import Interval, RawRecord
+from schemas.state import QUARANTINE, State, covered_between
 
 
 class Quarantine:

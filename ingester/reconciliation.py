@@ -9,11 +9,11 @@ from ingester.aside import ask_aside
 from ingester.budget import Prices
 from ingester.errors import Stopping
 from ingester.journal import Journal
-from ingester.model import USAGE
 from ingester.pacing import Gate
 from ingester.ports import Clock, Source
-from ingester.state import day_of
 from ingester.telemetry import Telemetry
+from schemas.records import USAGE
+from schemas.state import day_of
 
 EVERY_SECONDS = 3600.0
 DAYS = 2

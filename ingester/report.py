@@ -4,7 +4,6 @@ from datetime import datetime
 from typing import Any
 
 from ingester.lease import Lease
-from ingester.model import SEARCH
 from ingester.poller import Poller
 from ingester.ports import Clock
 from ingester.spool import Spool
@@ -13,6 +12,7 @@ from ingester.term import Term
 from ingester.uploader import Uploader
 from ingester.x_time import XTime
 from schemas import snowflake
+from schemas.records import SEARCH
 from schemas.settings import Settings
 
 LATE_AFTER_POLLS = 3

@@ -36,10 +36,10 @@ from ingester.microbatch import (
     whole_part,
     write_sealed,
 )
-from ingester.model import RawRecord
 from ingester.ports import Destination
-from ingester.state import State
 from schemas.keys import MicrobatchName
+from schemas.records import RawRecord
+from schemas.state import State
 
 FOLDERS = ("open", "sealed", "shipped", "quarantine")
 """Folder = state."""

@@ -14,13 +14,13 @@ from ingester.pacing import Gate
 from ingester.poller import Poller
 from ingester.ports import Clock, ObjectStore, Source
 from ingester.reconciliation import Reconciliation
-from ingester.state import FORGOTTEN
 from ingester.telemetry import Telemetry
 from ingester.windows import give_up
 from ingester.x_time import XTime
 from schemas import snowflake
 from schemas.keys import LakeKeys
 from schemas.settings import Settings
+from schemas.state import FORGOTTEN
 
 REMEMBERED = timedelta(days=32)
 """How long a removed query's frontier is kept: longer than X's reach and than a month of its budget."""

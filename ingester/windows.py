@@ -7,13 +7,13 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from ingester.journal import Journal
-from ingester.model import Interval
 from ingester.ports import Clock
-from ingester.state import ON_TOP, QueryState
 from ingester.telemetry import Telemetry
 from ingester.x_time import XTime
 from schemas import snowflake
+from schemas.records import Interval
 from schemas.settings import Query
+from schemas.state import ON_TOP, QueryState
 
 INDEX_LAG = timedelta(seconds=12)
 """X answers up to 10 s before now (recorded: end_time defaults to now - 10 s); two seconds are for clocks."""

@@ -23,7 +23,7 @@ FORBIDDEN = {
     "Nobody imports the sandbox": ("ingester/clock.py", "sandbox"),
     "The ingester needs neither Arrow nor Airflow; only s3.py knows boto3": ("ingester/model.py", "pyarrow"),
     "Only ingester.s3 knows boto3, only ingester.x_api knows tweepy": ("ingester/poller.py", "tweepy"),
-    "The pure rooms know no clock, no chance and no outside": ("ingester/state.py", "time"),
+    "The pure rooms know no clock, no chance and no outside": ("schemas/state.py", "time"),
     "The rooms of compaction": ("compaction_dags/compaction/errors.py", "compaction_dags.compact_tweets"),
     "The rooms of one compaction run": ("compaction_dags/compaction/errors.py", "compaction_dags.compaction.job"),
     "Compaction runs without Airflow and without tweepy": ("compaction_dags/compaction/errors.py", "airflow.sdk"),

@@ -11,8 +11,8 @@ import fastavro
 
 from ingester.microbatch import read_records
 from ingester.spool import Spool
-from ingester.state import QueryState
 from schemas.keys import MicrobatchName
+from schemas.state import QueryState
 from tests.ingester.simulation import MemoryStore, Run, SimulatedX, VirtualClock, stored_ids
 
 Disk = Mapping[str, bytes]

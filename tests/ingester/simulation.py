@@ -18,13 +18,14 @@ from typing import Any
 import fastavro
 
 from ingester.errors import ChecksumRefused, KeyTaken, NeedsOperator, Transient
-from ingester.model import LEAN, SEARCH, Answer, CountsRequest, SearchRequest
+from ingester.model import LEAN, Answer, CountsRequest, SearchRequest
 from ingester.ports import Destination, StoredObject, Versioned
 from ingester.service import Service
 from ingester.spool import Spool
 from ingester.telemetry import Telemetry
 from schemas import snowflake
 from schemas.keys import LakeKeys, MicrobatchName
+from schemas.records import SEARCH
 from schemas.settings import Settings
 
 START = datetime(2026, 11, 20, 12, 0, 30, tzinfo=UTC)

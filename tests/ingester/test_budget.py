@@ -6,8 +6,8 @@ import pytest
 
 from ingester.budget import Prices, Purse, ReadToday
 from ingester.model import LEAN, RICH, PageFacts
-from ingester.state import Money
 from schemas.settings import Budget, Price
+from schemas.state import Money
 from tests.ingester.simulation import MemoryStore, SimulatedX, VirtualClock, live, pages, settings
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)

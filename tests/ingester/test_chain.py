@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingester.chain import MOST_IDLE_PAGES, follow
-from ingester.model import Interval, PageFacts
+from ingester.model import PageFacts
+from schemas.records import Interval
 
 WHOLE = Interval(0, 1000, "r", "live")
 

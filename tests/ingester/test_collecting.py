@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 
 from ingester.errors import NeedsOperator, Transient
-from ingester.state import State
 from schemas import snowflake
+from schemas.state import State
 from tests.ingester.simulation import Crash, MemoryStore, SimulatedX, VirtualClock, live, pages, settings, stored_ids
 
 

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 from ingester.__main__ import main
 from ingester.spool import Spool
-from ingester.state import State
 from schemas.keys import MicrobatchName, RawHour
+from schemas.state import State
 
 TOKEN = "AAAA-very-secret"
 

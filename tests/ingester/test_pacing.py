@@ -8,10 +8,10 @@ from ingester.budget import Prices, Purse
 from ingester.errors import Stopping
 from ingester.model import LEAN
 from ingester.pacing import BACKLOG, LIVE, Gate
-from ingester.state import State
 from ingester.telemetry import Telemetry
 from ingester.x_time import XTime
 from schemas.settings import Budget, Price
+from schemas.state import State
 from tests.ingester.simulation import VirtualClock
 
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from ingester.errors import Transient
 from ingester.microbatch import read_records
-from ingester.model import Interval
 from ingester.quarantine import _named_apart
-from ingester.state import ON_TOP, QueryState, State, apply, covered_between, fold
 from schemas.keys import LakeKeys, MicrobatchName
+from schemas.records import Interval
+from schemas.state import ON_TOP, QueryState, State, apply, covered_between, fold
 from tests.ingester.simulation import Crash, MemoryStore, SimulatedX, VirtualClock, live, settings, stored_ids
 
 AT = datetime(2026, 11, 20, 13, 5, tzinfo=UTC)

@@ -17,8 +17,8 @@ from ingester import microbatch
 from ingester.errors import SpoolBroken, SpoolDamaged, SpoolFull, SpoolLocked
 from ingester.microbatch import check_whole, hash_file, read_records
 from ingester.spool import FOLDERS, Spool
-from ingester.state import State, fold
 from schemas.keys import MicrobatchName, RawHour
+from schemas.state import State, fold
 
 AT = datetime(2026, 11, 20, 13, 5, tzinfo=UTC)
 

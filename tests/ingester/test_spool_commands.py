@@ -15,11 +15,11 @@ from ingester.commands.spool import _ship
 from ingester.errors import Transient
 from ingester.ports import Destination
 from ingester.spool import Spool
-from ingester.state import State
 from sandbox.s3 import running_s3
 from sandbox.s3_faults import S3Fault, running_s3_proxy
 from schemas.keys import LakeKeys, MicrobatchName, RawHour
 from schemas.settings import Lake
+from schemas.state import State
 from tests.ingester.simulation import MemoryStore, SimulatedX, VirtualClock, live, settings, stored_ids
 from tests.ingester.test_uploading import page
 

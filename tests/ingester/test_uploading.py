@@ -20,13 +20,13 @@ from ingester.ports import Destination
 from ingester.retry import Backoff
 from ingester.s3 import S3
 from ingester.spool import Spool
-from ingester.state import State, fold
 from ingester.telemetry import Telemetry
 from ingester.uploader import PROBE_SECONDS, Uploader
 from sandbox.s3 import running_s3
 from sandbox.s3_faults import S3Fault, running_s3_proxy
 from schemas.keys import LakeKeys, MicrobatchName, RawHour
 from schemas.settings import Lake
+from schemas.state import State, fold
 from tests.ingester.simulation import MemoryStore, SimulatedX, VirtualClock, live, settings, stored_ids
 
 AT = datetime(2026, 11, 20, 13, 5, tzinfo=UTC)
@@ -495,7 +495,10 @@ async def test_after_a_change_of_settings_each_goes_to_the_lake_it_was_opened_fo
 ):
     client = server.client()
     client.create_bucket(Bucket="another-lake")
-    for bucket in (lake.bucket, "another-lake"):  # the server makes room for a bucket at its first object: that takes time
+    for bucket in (
+        lake.bucket,
+        "another-lake",
+    ):  # the server makes room for a bucket at its first object: that takes time
         client.put_object(Bucket=bucket, Key=f"{lake.prefix}warm", Body=b"")
     endpoint = proxy.s3.endpoint_url
     lakes = [

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Self
 
-from ingester.model import COUNTS, Interval, RawRecord
+from schemas.records import COUNTS, Interval, RawRecord
 
 CHECKPOINT_FORMAT = 1
 QUARANTINE = "quarantine"

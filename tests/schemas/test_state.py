@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingester.model import Interval
-from ingester.state import Money, QueryState, State, apply, fold, from_checkpoint, to_checkpoint
+from schemas.records import Interval
+from schemas.state import Money, QueryState, State, apply, fold, from_checkpoint, to_checkpoint
 
 AT = datetime(2026, 11, 20, 13, 5, tzinfo=UTC)
 
