@@ -27,7 +27,7 @@ demo: $(READY) ## collect from a simulated X into a local lake and look at the t
 	@$(BIN)/python -m sandbox demo $(ARGS)
 
 test: $(READY) ## every test; ARGS="tests/house -k fence" runs some
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(or $(ARGS),--numprocesses=auto --maxprocesses=4 --dist=loadgroup)
 
 soak: $(READY) ## kill real ingesters while X and S3 fail, for 10 minutes; ARGS="--minutes 3" and more, see docs/soak.md
 	@$(BIN)/python -m sandbox soak $(ARGS)

@@ -95,6 +95,8 @@ class Spool:
         self._open: OpenMicrobatch | None = None
         self._sealed: dict[MicrobatchName, int] | None = None
         self._guard = threading.Lock()
+        self._moving = threading.Lock()
+        """Held while a file and its sidecar change folders, and by who reads both."""
         self.spool_id = ""
 
     # Taking and leaving the folder.
@@ -284,12 +286,13 @@ class Spool:
         self._on_step("set_aside")
 
     def _move(self, source: Path, target: Path) -> None:
-        source.rename(target)
-        fsync_folder(target.parent)  # or a power cut could keep the sidecar's move without the file's
-        self._on_step("file_moved")
-        if sidecar(source).exists():
-            sidecar(source).rename(sidecar(target))
-        self._waiting().pop(MicrobatchName.parse(source.name), None)
+        with self._moving:
+            source.rename(target)
+            fsync_folder(target.parent)  # or a power cut could keep the sidecar's move without the file's
+            self._on_step("file_moved")
+            if sidecar(source).exists():
+                sidecar(source).rename(sidecar(target))
+            self._waiting().pop(MicrobatchName.parse(source.name), None)
 
     # Looking.
 
@@ -298,11 +301,12 @@ class Spool:
 
         Raises NewerFormat: passing over a file that is whole would pay for it a second time.
         """
-        for path in self._files_back_from(None):
-            try:
-                return Found(MicrobatchName.parse(path.name), _checked(path, load_state))
-            except (SpoolDamaged, OSError) as error:
-                on_unreadable(path.name, str(error))
+        with self._moving:
+            for path in self._files_back_from(None):
+                try:
+                    return Found(MicrobatchName.parse(path.name), _checked(path, load_state))
+                except (SpoolDamaged, OSError) as error:
+                    on_unreadable(path.name, str(error))
         return None
 
     def _files_back_from(self, before: MicrobatchName | None) -> Iterable[Path]:

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import pytest
@@ -160,6 +162,31 @@ def test_a_damaged_sealed_file_is_no_state(spool):
     assert len(told) == 1
     with pytest.raises(SpoolDamaged):
         check_whole(file)
+
+
+def test_a_file_that_moves_while_the_newest_is_looked_for_is_found_where_it_comes_to_lie(tmp_path):
+    moved, go_on = threading.Event(), threading.Event()
+
+    def pause(step):
+        if step == "file_moved":  # and its sidecar not yet
+            moved.set()
+            assert go_on.wait(10)
+
+    spool = Spool(tmp_path, on_step=pause)
+    spool.acquire()
+    spool.open_microbatch(name(), State())
+    spool.append(page(0))
+    spool.seal()
+    told = []
+    with ThreadPoolExecutor(2) as threads:
+        threads.submit(spool.forget, name())
+        assert moved.wait(10)
+        newest = threads.submit(spool.newest, lambda *what: told.append(what))
+        looked = threading.Timer(0.05, go_on.set)
+        looked.start()
+        assert newest.result(10).name == name()
+    assert told == []
+    spool.release()
 
 
 def test_the_state_of_a_file_is_its_checkpoint_and_its_records(spool):
