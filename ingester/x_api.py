@@ -20,6 +20,9 @@ from ingester.model import Answer, CountsRequest, SearchRequest
 from ingester.ports import Clock
 from schemas.settings import XSecret
 
+_SECONDS = "%Y-%m-%dT%H:%M:%SZ"
+"""How X takes times; both bounds of counts stand on the hour, in UTC."""
+
 aiohttp.set_zlib_backend(isal_zlib)  # X answers in gzip; ISA-L unpacks it in half the time
 
 
@@ -110,12 +113,16 @@ class XApi:
         return answer
 
     async def counts(self, request: CountsRequest) -> Answer:
-        """GET /2/tweets/counts/recent by hours. tweepy cuts the bounds to seconds, so they stand on them."""
-        further = {"next_token": request.next_token} if request.next_token else {}
-        answer: Answer = await self._client.get_recent_tweets_count(
-            request.rule, start_time=request.start, end_time=request.end, granularity="hour", **further
-        )
-        return answer
+        """GET /2/tweets/counts/recent by hours. tweepy's own method does not know that the endpoint has pages."""
+        parameters = {
+            "query": request.rule,
+            "start_time": request.start.strftime(_SECONDS),
+            "end_time": request.end.strftime(_SECONDS),
+            "granularity": "hour",
+        }
+        if request.next_token:
+            parameters["next_token"] = request.next_token
+        return await self._client.request("GET", "/2/tweets/counts/recent", parameters)
 
     async def usage(self, days: int) -> Answer:
         """GET /2/usage/tweets, which tweepy has no method for."""
