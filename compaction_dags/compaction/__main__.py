@@ -1,4 +1,4 @@
-"""The front door of compaction without Airflow: `tweetlake-compact`."""
+"""The front door of compaction without Airflow: `tweetlake-compact`, which compacts unless a command is named."""
 
 import json
 import signal
@@ -12,14 +12,20 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from compaction_dags.compaction.commands.common import (
+    EXIT_FAILED,
+    EXIT_TEMPORARY,
+    errors_told,
+    exit_code,
+    say,
+    with_config,
+)
 from schemas.keys import RawHour
-from schemas.settings import EXIT_CONFIG, Settings, SettingsError, load
+from schemas.settings import Settings, load
 
 if TYPE_CHECKING:
     from compaction_dags.compaction.job import Progress as Report
 
-EXIT_FAILED, EXIT_TEMPORARY = 1, 75
-"""75 is EX_TEMPFAIL of sysexits.h: trying again later is enough."""
 _GRAVITY = (0, EXIT_TEMPORARY, EXIT_FAILED)
 
 
@@ -30,19 +36,19 @@ def _hour(_context: click.Context, _option: click.Parameter, values: tuple[str, 
         raise click.BadParameter(str(error)) from error
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    help="Settings file. Default: $TWEETLAKE_CONFIG, then /etc/tweetlake/tweetlake.toml.",
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+@with_config
 @click.option(
     "--raw-hour", "hours", multiple=True, callback=_hour, help="Only this raw hour (UTC), stale or not; repeatable."
 )
 @click.option("--closed-only", is_flag=True, help="Leave out the current hour, as the DAG does.")
 @click.option("--full", is_flag=True, help="Compare all of raw, not only the last 72 hours.")
 @click.version_option(package_name="tweetlake")
-def main(config: Path | None, hours: tuple[str, ...], closed_only: bool, full: bool) -> None:
+@click.pass_context
+def main(context: click.Context, config: Path | None, hours: tuple[str, ...], closed_only: bool, full: bool) -> None:
     """Compact raw microbatches into the curated tables: every raw hour that is stale, whole.
 
     Prints what was done as one line of JSON, last on standard output.
@@ -59,7 +65,11 @@ def main(config: Path | None, hours: tuple[str, ...], closed_only: bool, full: b
     Exit codes: 0 done, 78 settings, 75 S3 does not answer or others were ahead (try again), 1 anything else.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # with what is left in $TMPDIR cleared
-    with _told():
+    if context.invoked_subcommand is not None:
+        if hours or closed_only or full:
+            raise click.UsageError("--raw-hour, --closed-only and --full are for compacting, without a command")
+        return
+    with errors_told():
         sys.exit(_compact(load(config), hours, closed_only, full))
 
 
@@ -73,9 +83,9 @@ def _compact(settings: Settings, hours: tuple[str, ...], closed_only: bool, full
     with _shown(console, len(wanted)) as report:
         summary = job.compact(settings, wanted, report, failed=lambda _, error: errors.append(error))
     for error in errors:
-        _say(error)
+        say(error)
     click.echo(json.dumps(summary.as_dict()))
-    return max(map(_exit_code, errors), key=_GRAVITY.index, default=0)
+    return max(map(exit_code, errors), key=_GRAVITY.index, default=0)
 
 
 @contextmanager
@@ -100,36 +110,6 @@ def _shown(console: Console, hours: int) -> Iterator["Report"]:
             progress.update(bars[hour], completed=done, total=total)
 
         yield report
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Every error as one sentence, with the exit code that says whether trying again helps."""
-    try:
-        yield
-    except SettingsError as error:
-        _say(error)
-        sys.exit(EXIT_CONFIG)
-    except OSError as error:  # this machine's disk; S3's troubles have names of their own
-        _say(error)
-        sys.exit(EXIT_FAILED)
-    except Exception as error:
-        from compaction_dags.compaction.errors import CompactionError
-
-        if not isinstance(error, CompactionError):
-            raise
-        _say(error)
-        sys.exit(_exit_code(error))
-
-
-def _say(error: Exception) -> None:
-    click.echo(f"tweetlake-compact: {error}", err=True)
-
-
-def _exit_code(error: Exception) -> int:
-    from compaction_dags.compaction.errors import ConflictError, LakeUnreachableError
-
-    return EXIT_TEMPORARY if isinstance(error, ConflictError | LakeUnreachableError) else EXIT_FAILED
 
 
 if __name__ == "__main__":

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from compaction_dags.compaction import __main__ as command
 from compaction_dags.compaction import job
+from compaction_dags.compaction.commands.common import with_config
 from compaction_dags.compaction.errors import (
     AccountingError,
     CompactionError,
@@ -94,6 +96,28 @@ def test_help_has_examples_and_exit_codes() -> None:
     assert found.exit_code == 0
     assert "tweetlake-compact --raw-hour 2026-11-20T13" in found.stdout
     assert "Exit codes: 0 done, 78 settings, 75 S3 does not answer" in found.stdout
+
+
+def test_a_command_takes_its_settings_file_from_either_side_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    named: list[Path | None] = []
+
+    @click.command("probe")
+    @with_config
+    def probe(config: Path | None) -> None:
+        named.append(config)
+
+    monkeypatch.setitem(command.main.commands, "probe", probe)
+    for arguments in (
+        ["--config", "a", "probe"],
+        ["probe", "--config", "b"],
+        ["--config", "a", "probe", "--config", "b"],
+    ):
+        assert run(*arguments).exit_code == 0
+    assert run("probe").exit_code == 0
+    assert named == [Path("a"), Path("b"), Path("b"), None]
+    found = run("--full", "probe")
+    assert found.exit_code == 2
+    assert "--full are for compacting, without a command" in found.stderr
 
 
 def test_settings_that_cannot_be_used_are_78(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
