@@ -154,6 +154,12 @@ class Transform(_Section):
     function: str = Field("", pattern=r"^$|^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description='"package.module:name"')
 
 
+class Compaction(_Section):
+    """How compaction uses its machine."""
+
+    processes: int = Field(0, ge=0, le=64, description="For one raw hour; 0: one, or two if it is large; 400 MB each.")
+
+
 class Health(_Section):
     """Where the service answers about itself."""
 
@@ -186,6 +192,7 @@ class Settings(BaseSettings):
     price: Price = Price()
     audit: Audit = Audit()
     transform: Transform = Transform()
+    compaction: Compaction = Compaction()
     health: Health = Health()
     service: Service = Service()
 

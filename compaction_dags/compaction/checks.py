@@ -1,7 +1,7 @@
 """The arithmetic that must hold before anything is committed: no row vanishes without being counted."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 from compaction_dags.compaction.errors import AccountingError
 from compaction_dags.compaction.tables import Change, Partition
@@ -49,6 +49,9 @@ class Merged:
     """Rows that it did not, by the microbatch they came from."""
     together: int = 0
     """Distinct ids of what was kept and what was in the table."""
+
+    def __add__(self, other: "Merged") -> "Merged":
+        return Merged(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Merged)))
 
 
 def check_event_hour(partition: Partition, change: Change, counts: Merged) -> None:

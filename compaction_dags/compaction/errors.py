@@ -31,3 +31,7 @@ class AccountingError(CompactionError):
 
 class TransformError(CompactionError):
     """The user's transform cannot be loaded, failed, or returned what cannot be used."""
+
+
+class HelperLostError(CompactionError):
+    """A process that shared the work ended by itself. Nothing was committed; trying again may help."""

@@ -4,41 +4,55 @@ Always the whole raw hour, so that doing it again is the same. `tweets` is commi
 crash in between only means that the hour is still stale and is done again, with the same result.
 """
 
+import itertools
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from compaction_dags.compaction import plan, transform
 from compaction_dags.compaction.checks import HourSummary, Merged, check_event_hour, check_summary
-from compaction_dags.compaction.decode import RawPage, Reject, decode_pages, page_batches
+from compaction_dags.compaction.crew import Crew
 from compaction_dags.compaction.errors import (
     AccountingError,
     CompactionError,
     ConflictError,
+    HelperLostError,
     RawMissingError,
     UnknownFormatError,
 )
-from compaction_dags.compaction.lake import Lake, RawContent, RawObject
-from compaction_dags.compaction.merge import latest_rows, merged_tweets
-from compaction_dags.compaction.raw_reader import Microbatch, read_microbatch
-from compaction_dags.compaction.spill import Spill, Stored, cut, event_hours, ids_of, partition_of, together
-from compaction_dags.compaction.tables import Build, Change, CuratedTable, DataFile, Partition, file_schema
-from schemas.curated import DECODED, KEYS, TABLES
+from compaction_dags.compaction.lake import Lake, RawObject
+from compaction_dags.compaction.spill import KeyRange, SortedRows, ids_of, partition_of, read_unsorted, shares, stored
+from compaction_dags.compaction.tables import (
+    Build,
+    Change,
+    CuratedTable,
+    DataFile,
+    LocalFile,
+    Make,
+    Partition,
+    Present,
+)
+from compaction_dags.compaction.worker import SIDE_TABLES, SideRows, StepRead, TweetsShare, Worker
+from schemas.curated import TABLES
 from schemas.keys import RawHour
 from schemas.settings import Settings
 
-SIDE_TABLES = tuple(name for name in DECODED if name != "tweets")
-"""Replaced whole by raw hour."""
-
-_OF_ONE_HOUR = (AccountingError, ConflictError, RawMissingError, UnknownFormatError)
+ROWS_PER_FILE = 131_072
+"""Tweets of a file, four row groups: about 18 MB. An hour with more has several files, which processes write at once."""
+_BYTES_PER_STEP: Final = 4_000_000
+_BYTES_PER_PROCESS: Final = 12_000_000
+"""Raw that makes it worth to start one more process, which takes a second of CPU: about three seconds of work."""
+_MOST_PROCESSES: Final = 2
+"""Unless the settings ask for more: a machine has other things to do, and memory grows with them."""
+_OF_ONE_HOUR = (AccountingError, ConflictError, HelperLostError, RawMissingError, UnknownFormatError)
 
 Progress = Callable[[str, int, int], None]
 """Called with the raw hour, the microbatches read so far and how many there are."""
@@ -106,124 +120,91 @@ def compact(
     return total
 
 
-@dataclass(slots=True)
-class _File:
-    """What is noted of one microbatch, for its row in `ingested_files`."""
-
-    found: RawObject
-    sha256: str = ""
-    sequence: int = -1
-    spool_id: str = ""
-    records: int = 0
-    pages: int = 0
-    rows: int = 0
-    rejects: int = 0
-
-
 class _Hour:
     """One raw hour on its way through."""
 
     def __init__(self, settings: Settings, hour: RawHour, work: Path, now: datetime) -> None:
+        self._settings = settings
         self._hour = hour
         self._now = now
         self._work = work
         self._lake = Lake(settings.lake)
         self._tables = {name: CuratedTable(self._lake, name) for name in TABLES}
         self._transform = transform.load(settings.transform.function)
-        spill = work / "spill"
-        spill.mkdir()
-        self._spill = Spill(spill)
-        self._files: dict[str, _File] = {}
-        self._event_hours: set[Partition] = set()
+        self._read = StepRead()
+        self._runs: dict[str, list[SortedRows]] = {}
+        self._sides: dict[str, list[LocalFile]] = {}
         self._merged: dict[Partition, Merged] = {}
 
     def run(self, progress: Progress) -> HourSummary:
         """The story of an hour."""
         listed = plan.list_hour(self._lake, self._hour, self._tables["ingested_files"])
-        self._decode(listed, progress)
-        self._merge_tweets()
+        with self._crew(listed) as crew:
+            self._decode(crew, listed, progress)
+            self._write_sides(crew)
+            self._merge_tweets(crew)
         for name in SIDE_TABLES:
-            self._replace_whole(name, self._side_rows(name))
-        self._replace_whole("rejects", lambda *_: self._spill.unsorted("rejects"))
+            self._replace_side(name)
+        self._replace_whole("rejects", lambda *_: map(read_unsorted, self._read.rejects))
         self._replace_whole("ingested_files", self._ingested_rows)
         return self._summary()
 
+    def _crew(self, listed: Sequence[RawObject]) -> Crew[Worker]:
+        """As many processes as are worth it."""
+        settings = self._settings
+        own = Worker(self._lake, self._transform, self._work / "0")
+        others = range(1, processes(settings.compaction.processes, sum(found.size for found in listed)))
+        return Crew(
+            own,
+            [
+                partial(Worker.made, settings.lake, settings.transform.function, self._work / str(number))
+                for number in others
+            ],
+        )
+
     # Reading.
 
-    def _decode(self, listed: Sequence[RawObject], progress: Progress) -> None:
-        """Every page of the hour, a bounded number of bytes at a time, to rows on disk."""
-        for batch in page_batches(self._pages(listed, progress)):
-            decoded = decode_pages(batch)
-            tweets = decoded.tables["tweets"]
-            for key, count in _counted(tweets["raw_key"]).items():
-                self._files[key].rows += count
-            self._event_hours |= event_hours(tweets["id"])
-            self._spill.add("tweets", KEYS["tweets"], tweets)
-            for name in SIDE_TABLES:
-                self._spill.add(name, KEYS[name], latest_rows(decoded.tables[name], KEYS[name]))
-            self._reject(decoded.rejects)
+    def _decode(self, crew: Crew[Worker], listed: Sequence[RawObject], progress: Progress) -> None:
+        """Every page of the hour to rows on disk, a few microbatches at a time."""
+        done = itertools.count(1)
 
-    def _pages(self, listed: Sequence[RawObject], progress: Progress) -> Iterator[RawPage]:
-        """The pages of the microbatches, the next one being fetched while this one is decoded."""
-        with ThreadPoolExecutor(1) as ahead:
-            coming = [ahead.submit(self._lake.get, found) for found in listed[:1]]
-            for number, found in enumerate(listed, start=1):
-                content: RawContent = coming.pop().result()
-                coming = [ahead.submit(self._lake.get, later) for later in listed[number : number + 1]]
-                noted = self._files[found.key] = _File(found)
-                microbatch = read_microbatch(content.data, found.key, content.sha256, content.records)
-                for page in microbatch.pages:
-                    noted.pages += 1
-                    yield page
-                self._note(noted, microbatch)
-                progress(str(self._hour), number, len(listed))
+        def tell(step: StepRead) -> None:
+            for _ in step.microbatches:
+                progress(str(self._hour), next(done), len(listed))
 
-    def _note(self, noted: _File, microbatch: Microbatch) -> None:
-        noted.sha256, noted.records = microbatch.sha256, microbatch.records
-        noted.sequence, noted.spool_id = microbatch.sequence, microbatch.spool_id
-        self._reject(microbatch.rejects)
-
-    def _reject(self, rejects: Sequence[Reject]) -> None:
-        for reject in rejects:
-            self._files[reject.raw_key].rejects += 1
-        if rejects:
-            rows = [asdict(reject) | {"fetched_at": reject.received_at_us} for reject in rejects]
-            self._spill.add_unsorted("rejects", pa.Table.from_pylist(rows, schema=file_schema("rejects")))
+        for step in crew.map(Worker.read, list(steps(listed)), tell):
+            self._read += step
+        for runs in crew.everywhere(Worker.runs):
+            for name, found in runs.items():
+                self._runs.setdefault(name, []).extend(found)
 
     # Tweets: by event hour, merged with what is there.
 
-    def _merge_tweets(self) -> None:
+    def _merge_tweets(self, crew: Crew[Worker]) -> None:
         self._tables["tweets"].replace(
-            self._event_hours,
-            self._merged_hour,
-            self._work,
+            self._read.event_hours,
+            lambda present: self._tweets(crew, present),
             metadata=self._metadata(),
             now=self._now,
             check=self._check_tweets,
         )
 
-    def _merged_hour(self, event_hour: Partition, present: Sequence[DataFile]) -> Iterator[pa.Table]:
-        """The tweets of one event hour: those in the table and the new ones, a range of ids at a time."""
-        counts = self._merged[event_hour] = Merged()
-        table, key = self._tables["tweets"], KEYS["tweets"]
-        stored = [Stored(table.fetch(file, self._work), "tweets", key) for file in present]
-        runs = self._spill.runs("tweets")
-        for ids in cut([*stored, *runs], ids_of(event_hour)):
-            new = self._new_tweets(together(runs, ids, table.file_schema), counts)
-            old = together(stored, ids, table.file_schema)
-            counts.together += _distinct(new[key], old[key])
-            yield merged_tweets(pa.concat_tables([new, old])) if old.num_rows else new
+    def _tweets(self, crew: Crew[Worker], present: Present) -> dict[Partition, list[LocalFile]]:
+        """The tweets of these event hours: those in the table and the new ones, divided into files of some size."""
+        wanted = [(hour, share) for hour, files in present.items() for share in self._shares(hour, files)]
+        made: dict[Partition, list[LocalFile]] = {hour: [] for hour in present}
+        self._merged |= {hour: Merged() for hour in present}
+        written = crew.map(Worker.write_tweets, [share for _, share in wanted])
+        for (hour, _), (files, counts) in zip(wanted, written, strict=True):
+            made[hour] += files
+            self._merged[hour] += counts
+        return made
 
-    def _new_tweets(self, read: pa.Table, counts: Merged) -> pa.Table:
-        """New tweets, one row an id, as the user's transform leaves them."""
-        distinct = merged_tweets(read)
-        kept = self._transform.apply(distinct) if self._transform else distinct
-        counts.read += read.num_rows
-        counts.ids += _distinct(read[KEYS["tweets"]])
-        counts.merged += distinct.num_rows
-        counts.kept += kept.num_rows
-        counts.filtered += _counted(distinct["raw_key"]) - _counted(kept["raw_key"])
-        return kept
+    def _shares(self, event_hour: Partition, present: Sequence[DataFile]) -> list[TweetsShare]:
+        within = ids_of(event_hour)
+        new = [run for run in self._runs["tweets"] if run.overlaps(within)]
+        old = [stored(self._tables["tweets"].fetch(file, self._work), "tweets") for file in present]
+        return [TweetsShare(ids, *_holding(ids, new, old)) for ids in shares([*old, *new], within, ROWS_PER_FILE)]
 
     def _check_tweets(self, changes: Mapping[Partition, Change]) -> None:
         for event_hour, change in changes.items():
@@ -231,7 +212,7 @@ class _Hour:
         check_summary(self._summary())
 
     def _summary(self) -> HourSummary:
-        merged, files = self._merged.values(), self._files.values()
+        merged, files = self._merged.values(), self._read.microbatches
         return HourSummary(
             raw_hours=1,
             microbatches=len(files),
@@ -245,23 +226,24 @@ class _Hour:
 
     # The other tables: by raw hour, replaced whole.
 
+    def _write_sides(self, crew: Crew[Worker]) -> None:
+        sides = [SideRows(name, tuple(self._runs[name])) for name in SIDE_TABLES]
+        self._sides = dict(zip(SIDE_TABLES, crew.map(Worker.write_side, sides), strict=True))
+
+    def _replace_side(self, name: str) -> None:
+        self._replace(name, lambda present: dict.fromkeys(present, self._sides[name]))
+
     def _replace_whole(self, name: str, build: Build) -> None:
+        self._replace(name, self._tables[name].making(build, self._work))
+
+    def _replace(self, name: str, make: Make) -> None:
         self._tables[name].replace(
             [partition_of(self._hour)],
-            build,
-            self._work,
+            make,
             metadata=self._metadata(),
             now=self._now,
-            sources=len(self._files),
+            sources=len(self._read.microbatches),
         )
-
-    def _side_rows(self, name: str) -> Build:
-        def build(_partition: Partition, _present: Sequence[DataFile]) -> Iterator[pa.Table]:
-            runs = self._spill.runs(name)
-            for keys in cut(runs):
-                yield latest_rows(together(runs, keys, file_schema(name)), KEYS[name])
-
-        return build
 
     def _ingested_rows(self, _partition: Partition, present: Sequence[DataFile]) -> list[pa.Table]:
         """A row a microbatch. What is there already stays as it is if only the time of reading would change."""
@@ -270,7 +252,7 @@ class _Hour:
         filtered = sum((counts.filtered for counts in self._merged.values()), Counter[str]())
         rows = [
             {
-                "raw_key": key,
+                "raw_key": noted.found.key,
                 "sequence": noted.sequence,
                 "spool_id": noted.spool_id,
                 "bytes": noted.found.size,
@@ -279,14 +261,14 @@ class _Hour:
                 "records": noted.records,
                 "pages": noted.pages,
                 "rows": noted.rows,
-                "filtered": filtered[key],
+                "filtered": filtered[noted.found.key],
                 "rejects": noted.rejects,
                 "transform": name,
                 "transform_version": digest,
                 "code_version": version("tweetlake"),
                 "ingested_at": self._now,
             }
-            for key, noted in sorted(self._files.items())
+            for noted in sorted(self._read.microbatches, key=lambda one: one.found.key)
         ]
         new = pa.Table.from_pylist(rows, schema=table.file_schema)
         old = table.read(present)
@@ -297,11 +279,26 @@ class _Hour:
         return {"tweetlake.raw_hour": str(self._hour), "tweetlake.version": version("tweetlake")}
 
 
-def _distinct(*columns: pa.ChunkedArray) -> int:
-    chunks = [chunk for column in columns for chunk in column.chunks]
-    return int(pc.count_distinct(pa.chunked_array(chunks, pa.int64())).as_py())
+def _holding(ids: KeyRange, *sources: Iterable[SortedRows]) -> list[tuple[SortedRows, ...]]:
+    return [tuple(one for one in rows if one.overlaps(ids)) for rows in sources]
 
 
-def _counted(column: pa.ChunkedArray) -> Counter[str]:
-    counts = column.value_counts()
-    return Counter(dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)))
+def steps(listed: Iterable[RawObject]) -> Iterator[list[RawObject]]:
+    """Microbatches to be read in one go: a few, as small batches are dear, and not too many to be dealt out evenly."""
+    step: list[RawObject] = []
+    size = 0
+    for found in listed:
+        if step and size + found.size > _BYTES_PER_STEP:
+            yield step
+            step, size = [], 0
+        step.append(found)
+        size += found.size
+    if step:
+        yield step
+
+
+def processes(wanted: int, size: int) -> int:
+    """How many processes compact an hour of so many bytes of raw. `wanted`: the setting; 0 leaves it to size and cores."""
+    if wanted:
+        return wanted
+    return max(1, min(len(os.sched_getaffinity(0)), _MOST_PROCESSES, size // _BYTES_PER_PROCESS))

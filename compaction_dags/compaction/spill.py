@@ -1,13 +1,16 @@
 """Rows on their way from pages to tables, kept on disk in sorted runs, so that memory does not grow with an hour.
 
-What a batch of pages gives a table is one run: a file sorted by the table's key. Runs, and curated files, which are
-sorted too, are read back together by ranges of keys, each of about as many rows, however the keys are spread.
+Decoded rows wait in memory until there are enough for a run: a file sorted by the table's key, in small pieces. Runs, and
+curated files, which are sorted too, are read back together by ranges of keys, each of about as many rows, however the keys
+are spread. Which rows are where is a value that another process can be given; files are opened where they are read.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,13 +20,21 @@ import pyarrow.parquet as pq
 
 from compaction_dags.compaction.tables import Partition, conformed, file_schema
 from schemas import snowflake
+from schemas.curated import KEYS
 from schemas.keys import RawHour
 
 ROWS_PER_RANGE = 16_384
-"""About how many rows are merged at a time: some 25 MB of tweets, of which merging holds a few copies."""
+"""About how many rows are merged at a time: some 15 MB of tweets, of which merging holds a few copies."""
+BYTES_PER_RUN = 32_000_000
+"""How much of a table waits in memory for a run. The longer runs are, the fewer have to be merged."""
+ROWS_PER_PIECE = 1_024
+"""What is read of a run at once: while runs are merged, one piece of each may be in memory."""
 _STRIDE = 16
 """Every so many rows a key is kept in memory, to cut ranges by."""
 _HOUR_MS = 3_600_000
+
+Bounds = tuple[Any, Any]
+"""Least and greatest key; None where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +48,56 @@ class KeyRange:
 EVERY_KEY = KeyRange()
 
 
-class SortedRows(Protocol):
-    """Rows on disk that can be had by key."""
+@dataclass(frozen=True, slots=True)
+class SortedRows:
+    """A file on this machine with rows of a table, in pieces that can be read one by one: a run, or a curated file."""
 
-    bounds: tuple[Any, Any]
-    """Least and greatest key; None where it is not known."""
+    path: Path
+    table: str
+    pieces: tuple[Bounds, ...]
+    """Of the keys in each piece."""
     sample: pa.Array
-    """Every 16th key."""
+    """Every 16th key, sorted."""
 
-    def between(self, keys: KeyRange) -> pa.Table:
-        """The rows of a range, sorted by key."""
+    @property
+    def key(self) -> str:
+        return KEYS[self.table]
+
+    def overlaps(self, keys: KeyRange) -> bool:
+        """Whether rows of the range may be in it."""
+        return any(_overlap(bounds, keys) for bounds in self.pieces)
+
+    def without_sample(self) -> "SortedRows":
+        """The same for one who only reads it."""
+        return replace(self, sample=self.sample.slice(0, 0))
+
+
+class Opened:
+    """Several files of sorted rows being read together. Ranges are to be asked for in order: a piece is read once, and
+    held while they need it.
+    """
+
+    def __init__(self, sources: Iterable[SortedRows], columns: Sequence[str] | None = None) -> None:
+        self._sources = [(source, _open(source, columns)) for source in sources]
+        self._held: list[dict[int, pa.Table]] = [{} for _ in self._sources]
+
+    def between(self, keys: KeyRange) -> list[pa.Table]:
+        """The rows of a range out of all sources, those of the first source first; each table sorted by key."""
+        found = []
+        for number, (source, pieces) in enumerate(self._sources):
+            wanted = [piece for piece, bounds in enumerate(source.pieces) if _overlap(bounds, keys)]
+            before = self._held[number]
+            held = {piece: before[piece] if piece in before else pieces.read(piece) for piece in wanted}
+            self._held[number] = held
+            found += [_sliced(rows, source.key, keys) for rows in held.values()]
+        return found
 
 
 def cut(sources: Sequence[SortedRows], within: KeyRange = EVERY_KEY, rows: int = ROWS_PER_RANGE) -> Iterator[KeyRange]:
     """Ranges that make up `within`, in order and without holes, each with about `rows` rows of all sources together."""
     if not sources:
         return
-    keys = pa.concat_arrays([_inside(source.sample, within) for source in sources])
+    keys = _sampled(sources, within)
     keys = keys.take(pc.sort_indices(keys))
     step = max(rows // _STRIDE, 1)
     least = within.least
@@ -64,10 +108,28 @@ def cut(sources: Sequence[SortedRows], within: KeyRange = EVERY_KEY, rows: int =
     yield KeyRange(least, within.beyond)
 
 
-def together(sources: Sequence[SortedRows], keys: KeyRange, schema: pa.Schema) -> pa.Table:
-    """The rows of a range out of all sources, those of the first source first."""
-    found = [source.between(keys) for source in sources if _overlap(source.bounds, keys)]
-    return pa.concat_tables([schema.empty_table(), *found])
+def shares(sources: Sequence[SortedRows], within: KeyRange, keys_each: int) -> list[KeyRange]:
+    """`within` cut behind every `keys_each` distinct keys that are there, exactly, so that the same keys give the same
+    shares whatever files they are in.
+    """
+    most = (len(_sampled(sources, within)) + len(sources)) * _STRIDE
+    if most <= keys_each:
+        return [within]
+    opened = Opened([source for source in sources if source.overlaps(within)], [sources[0].key])
+    found: list[KeyRange] = []
+    least, count = within.least, 0
+    for part in cut(sources, within, keys_each):
+        keys = np.unique(pa.concat_tables(tables)[0].to_numpy()) if (tables := opened.between(part)) else np.empty(0)
+        for beyond in keys[-count % keys_each if count else keys_each :: keys_each].tolist():
+            found.append(KeyRange(least, beyond))
+            least = beyond
+        count += len(keys)
+    return [*found, KeyRange(least, within.beyond)]
+
+
+def together(sources: Opened, keys: KeyRange, schema: pa.Schema) -> pa.Table:
+    """The rows of a range out of all sources as one table, those of the first source first."""
+    return pa.concat_tables([schema.empty_table(), *sources.between(keys)])
 
 
 def partition_of(hour: RawHour) -> Partition:
@@ -88,83 +150,119 @@ def event_hours(ids: pa.ChunkedArray) -> set[Partition]:
     return {partition_of(RawHour(datetime.fromtimestamp(hour * 3_600, UTC))) for hour in hours}
 
 
+Fold = Callable[[pa.Table], pa.Table]
+"""Makes of rows in any order rows sorted by key."""
+
+
 class Spill:
     """The runs of every table, as Arrow IPC files in one folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, folds: Mapping[str, Fold] = MappingProxyType({}), bytes_per_run: int = BYTES_PER_RUN
+    ) -> None:
+        """`folds` may leave out rows of a table that do not count; where there is none, all are kept."""
         self._folder = folder
+        self._folds = folds
+        self._bytes_per_run = bytes_per_run
         self._count = 0
-        self._runs: dict[str, list[Run]] = {}
-        self._unsorted: dict[str, list[Path]] = {}
+        self._waiting: dict[str, list[pa.Table]] = {}
+        self._bytes: Counter[str] = Counter()
+        self._runs: dict[str, list[SortedRows]] = {}
 
-    def add(self, table: str, key: str, rows: pa.Table) -> None:
-        """Keep rows, given in any order, as a run. Rows without a key are left out."""
-        if rows[key].null_count:
-            rows = rows.filter(pc.is_valid(rows[key]))
+    def add(self, table: str, rows: pa.Table) -> None:
+        """Keep rows, given in any order."""
+        rows = self._folded(table, rows)  # a copy: decoded rows hold on to all that was decoded with them
         if rows.num_rows:
-            rows = _in_order(rows, key)
-            self._runs.setdefault(table, []).append(Run(self._write(table, rows), key, rows[key]))
+            self._waiting.setdefault(table, []).append(rows)
+            self._bytes[table] += rows.nbytes
+            if self._bytes[table] > self._bytes_per_run:
+                self._write_run(table)
 
-    def add_unsorted(self, table: str, rows: pa.Table) -> None:
-        """Keep rows of a table that has no key."""
-        self._unsorted.setdefault(table, []).append(self._write(table, rows))
-
-    def runs(self, table: str) -> "list[Run]":
+    def runs(self, table: str) -> list[SortedRows]:
         """Everything `add` got for a table."""
+        self._write_run(table)
         return self._runs.get(table, [])
 
-    def unsorted(self, table: str) -> Iterator[pa.Table]:
-        """Everything `add_unsorted` got for a table, in the order it came."""
-        return (_mapped(path) for path in self._unsorted.get(table, []))
+    def keep_unsorted(self, table: str, rows: pa.Table) -> Path:
+        """Keep rows of a table that has no key, in a file for `read_unsorted`."""
+        return self._write(table, rows)
+
+    def _write_run(self, table: str) -> None:
+        waiting = self._waiting.pop(table, [])
+        del self._bytes[table]
+        if not waiting:
+            return
+        rows = waiting[0] if len(waiting) == 1 else self._folded(table, pa.concat_tables(waiting))
+        key = KEYS[table]
+        keys = rows[key].combine_chunks()
+        pieces = [keys.slice(start, ROWS_PER_PIECE) for start in range(0, len(keys), ROWS_PER_PIECE)]
+        bounds = tuple((piece[0].as_py(), piece[-1].as_py()) for piece in pieces)
+        run = SortedRows(self._write(table, rows), table, bounds, _every_so_many(keys))
+        self._runs.setdefault(table, []).append(run)
+
+    def _folded(self, table: str, rows: pa.Table) -> pa.Table:
+        if table in self._folds:
+            return self._folds[table](rows)
+        return rows.take(pc.sort_indices(rows[KEYS[table]]))
 
     def _write(self, table: str, rows: pa.Table) -> Path:
         self._count += 1
         path = self._folder / f"{self._count:06d}.arrow"
         schema = file_schema(table)
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            writer.write_table(rows.select(schema.names).cast(schema).combine_chunks())
+            writer.write_table(rows.select(schema.names).cast(schema).combine_chunks(), ROWS_PER_PIECE)
         return path
 
 
-class Run:
-    """A file of rows sorted by key."""
-
-    def __init__(self, path: Path, key: str, keys: pa.ChunkedArray) -> None:
-        self._path = path
-        self._key = key
-        self.bounds = (keys[0].as_py(), keys[-1].as_py())
-        self.sample = _every_so_many(keys)
-
-    def between(self, keys: KeyRange) -> pa.Table:
-        """The rows of a range. They are read from disk as they are used, and let go with the table."""
-        return _sliced(_mapped(self._path), self._key, keys)
+def read_unsorted(path: Path) -> pa.Table:
+    """The rows of a file of `keep_unsorted`."""
+    return pa.ipc.open_file(pa.OSFile(str(path))).read_all()
 
 
-class Stored:
-    """A curated file. Ranges are to be asked for in order: a row group is read once, and held while they need it."""
-
-    def __init__(self, file: pq.ParquetFile, table: str, key: str) -> None:
-        self._file = file
-        self._key = key
-        self._schema = file_schema(table)
-        self.bounds = (None, None)
-        self._groups = [_bounds(file, key, group) for group in range(file.num_row_groups)]
-        self._held: dict[int, pa.Table] = {}
-        self.sample = _every_so_many(file.read(columns=[key])[key])
-
-    def between(self, keys: KeyRange) -> pa.Table:
-        """The rows of a range, sorted within each row group."""
-        wanted = [group for group, bounds in enumerate(self._groups) if _overlap(bounds, keys)]
-        self._held = {group: self._held[group] if group in self._held else self._read(group) for group in wanted}
-        found = [_sliced(rows, self._key, keys) for rows in self._held.values()]
-        return pa.concat_tables([self._schema.empty_table(), *found])
-
-    def _read(self, group: int) -> pa.Table:
-        return _in_order(conformed(self._file.read_row_group(group), self._schema), self._key)
+def stored(path: Path, table: str) -> SortedRows:
+    """A curated file that was copied to this machine; it may be of an older release or of another engine."""
+    key = KEYS[table]
+    with pq.ParquetFile(path) as file:
+        pieces = tuple(_bounds(file, key, group) for group in range(file.num_row_groups))
+        keys = file.read(columns=[key])[key].combine_chunks()
+    return SortedRows(path, table, pieces, _every_so_many(keys.take(pc.sort_indices(keys))))
 
 
-def _mapped(path: Path) -> pa.Table:
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+# --- pieces ---
+
+
+class _Pieces(Protocol):
+    def read(self, piece: int) -> pa.Table:
+        """Its rows, sorted by key."""
+
+
+class _RunPieces:
+    def __init__(self, source: SortedRows, columns: Sequence[str] | None) -> None:
+        schema = file_schema(source.table)
+        fields = None if columns is None else [schema.get_field_index(name) for name in columns]
+        options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
+        self._file = pa.ipc.open_file(pa.OSFile(str(source.path)), options=options)
+
+    def read(self, piece: int) -> pa.Table:
+        return pa.Table.from_batches([self._file.get_batch(piece)])
+
+
+class _StoredPieces:
+    def __init__(self, source: SortedRows, columns: Sequence[str] | None) -> None:
+        schema = file_schema(source.table)
+        self._columns = columns
+        self._schema = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+        self._key = source.key
+        self._file = pq.ParquetFile(source.path)
+
+    def read(self, piece: int) -> pa.Table:
+        rows = self._file.read_row_group(piece, self._columns, use_threads=False)
+        return _in_order(conformed(rows, self._schema), self._key)
+
+
+def _open(source: SortedRows, columns: Sequence[str] | None) -> _Pieces:
+    kind = _RunPieces if source.path.suffix == ".arrow" else _StoredPieces
+    return kind(source, columns)
 
 
 def _in_order(rows: pa.Table, key: str) -> pa.Table:
@@ -175,8 +273,12 @@ def _in_order(rows: pa.Table, key: str) -> pa.Table:
     return rows.take(pc.sort_indices(keys))
 
 
-def _every_so_many(keys: pa.ChunkedArray) -> pa.Array:
-    return keys.combine_chunks().take(pa.array(range(0, len(keys), _STRIDE), pa.int64()))
+def _every_so_many(keys: pa.Array) -> pa.Array:
+    return keys.take(pa.array(range(0, len(keys), _STRIDE), pa.int64()))
+
+
+def _sampled(sources: Sequence[SortedRows], within: KeyRange) -> pa.Array:
+    return pa.concat_arrays([_inside(source.sample, within) for source in sources])
 
 
 def _inside(keys: pa.Array, within: KeyRange) -> pa.Array:
@@ -185,13 +287,13 @@ def _inside(keys: pa.Array, within: KeyRange) -> pa.Array:
     return keys if within.beyond is None else keys.filter(pc.less(keys, within.beyond))
 
 
-def _overlap(bounds: tuple[Any, Any], keys: KeyRange) -> bool:
+def _overlap(bounds: Bounds, keys: KeyRange) -> bool:
     least, greatest = bounds
     begins_before = keys.beyond is None or least is None or least < keys.beyond
     return begins_before and (keys.least is None or greatest is None or greatest >= keys.least)
 
 
-def _bounds(file: pq.ParquetFile, key: str, group: int) -> tuple[Any, Any]:
+def _bounds(file: pq.ParquetFile, key: str, group: int) -> Bounds:
     """Least and greatest key of a row group; None where its writer did not say."""
     columns = file.metadata.row_group(group)
     (statistics,) = (

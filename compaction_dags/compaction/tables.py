@@ -46,6 +46,9 @@ PATIENCE_SECONDS = 300.0
 _PARTITIONED_BY = ["date", "hour"]
 _ONCE = CommitProperties(max_commit_retries=0)
 _READS_AT_ONCE = 8
+_WRITES_AT_ONCE = 4
+_WHOLE_UP_TO = 1 << 20
+"""Bytes of a file that is fetched whole, though only some columns are asked for: one request instead of several."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -92,6 +95,17 @@ class DataFile:
 
 
 @dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A Parquet file on this machine that is to become a data file."""
+
+    path: Path
+    content: str
+    """Digest of its bytes."""
+    rows: int
+    stats: str
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """A version of a table and the files it is made of."""
 
@@ -121,6 +135,12 @@ class Change:
     def rows_after(self) -> int:
         return sum(file.rows for file in self.new)
 
+
+Present = Mapping[Partition, tuple[DataFile, ...]]
+"""Partitions and the files they have."""
+
+Make = Callable[[Present], Mapping[Partition, Sequence[LocalFile]]]
+"""Makes the new files of partitions from their present ones: all at once, so that it can divide the work."""
 
 Build = Callable[[Partition, Sequence[DataFile]], Iterable[pa.Table]]
 """Makes a partition's new rows from its present files: tables in the order they are to be written, sorted by key."""
@@ -167,13 +187,11 @@ class CuratedTable:
             raise self._trouble(error) from error
         return Snapshot(table, _files(table))
 
-    def fetch(self, file: DataFile, work: Path) -> pq.ParquetFile:
-        """A data file, copied to this machine's disk, to be read row group by row group. Its room is freed with it."""
-        local = self._local(work)
+    def fetch(self, file: DataFile, work: Path) -> Path:
+        """A data file, copied to this machine's disk."""
+        local = local_file(self.name, work)
         self._lake.get_file(f"{self._root}/{file.path}", local)
-        opened = pq.ParquetFile(pa.OSFile(str(local)))
-        local.unlink()  # what is open stays readable
-        return opened
+        return local
 
     def read(self, files: Iterable[DataFile], columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of some files, whole and in memory; for small tables."""
@@ -181,10 +199,17 @@ class CuratedTable:
         schema = pa.schema([self.file_schema.field(name) for name in wanted])
         tables = [schema.empty_table()]
         for file in files:
-            stored = pq.ParquetFile(pa.BufferReader(self._lake.read(f"{self._root}/{file.path}")))
+            stored = pq.ParquetFile(self._opened(file, columns), pre_buffer=True)
             present = [name for name in wanted if name in stored.schema_arrow.names]
             tables.append(conformed(stored.read(columns=present), schema))
         return pa.concat_tables(tables)
+
+    def _opened(self, file: DataFile, columns: Sequence[str] | None) -> Any:
+        """A data file to read from: of a large one only what is asked for is fetched."""
+        key = f"{self._root}/{file.path}"
+        if columns is None or file.size <= _WHOLE_UP_TO:
+            return pa.BufferReader(self._lake.read(key))
+        return pa.PythonFile(self._lake.open(key, file.size), mode="r")
 
     def read_many(
         self, snapshot: Snapshot, partitions: Iterable[Partition], columns: Sequence[str]
@@ -197,20 +222,25 @@ class CuratedTable:
 
     # Writing.
 
+    def making(self, build: Build, work: Path) -> Make:
+        """What writes the rows that `build` gives for a partition as one file; for tables of moderate size."""
+        return lambda present: {
+            partition: write_file(self.name, build(partition, files), work) for partition, files in present.items()
+        }
+
     def replace(
         self,
         partitions: Iterable[Partition],
-        build: Build,
-        work: Path,
+        make: Make,
         *,
         metadata: Mapping[str, str],
         now: datetime,
         sources: int = 0,
         check: Check = lambda _: None,
     ) -> bool:
-        """Replace whole partitions by what `build` makes of them, in one commit; partitions left out stay untouched.
+        """Replace whole partitions by what `make` makes of them, in one commit; partitions left out stay untouched.
 
-        When another writer was ahead: if the touched partitions are as they were, commit again; otherwise build those
+        When another writer was ahead: if the touched partitions are as they were, commit again; otherwise make those
         that changed again. `sources`: how many microbatches a file is made from that holds all of a raw hour; it never
         takes the place of one that was made from more. Returns whether there was anything to commit.
 
@@ -222,6 +252,7 @@ class CuratedTable:
         built: dict[Partition, Change] = {}
         while True:
             snapshot = self._open_to_write(give_up)
+            missing: dict[Partition, tuple[DataFile, ...]] = {}
             for partition in wanted:
                 present = snapshot.of(partition)
                 known = built.get(partition)
@@ -229,8 +260,10 @@ class CuratedTable:
                     built[partition] = Change(present, present)  # our commit came through, but its answer did not
                 elif known is None or present != known.old:
                     self._check_not_outdated(partition, present, sources)
-                    new = self._write(partition, build(partition, present), present, work, sources)
-                    built[partition] = Change(present, new)
+                    missing[partition] = present
+            made = make(missing) if missing else {}
+            for partition, present in missing.items():
+                built[partition] = Change(present, self._placed(partition, made.get(partition, ()), present, sources))
             check(built)
             changed = {partition: change for partition, change in built.items() if change.new != change.old}
             if not changed:
@@ -275,24 +308,19 @@ class CuratedTable:
         except (DeltaError, OSError) as error:
             raise self._trouble(error) from error
 
-    def _write(
-        self, partition: Partition, tables: Iterable[pa.Table], present: tuple[DataFile, ...], work: Path, sources: int
+    def _placed(
+        self, partition: Partition, made: Sequence[LocalFile], present: tuple[DataFile, ...], sources: int
     ) -> tuple[DataFile, ...]:
-        """Write the rows of a partition as one Parquet file and store it, unless it is there already."""
-        local = self._local(work)
-        rows, stats = _write_parquet(self.name, tables, local)
-        if rows == 0:
-            return ()
-        content = _digest(local)
-        if [content] != [file.content for file in present]:
-            path = f"{partition.folder}/part-{content}-{sources}-{secrets.token_hex(4)}.parquet"
-            self._lake.put_file(f"{self._root}/{path}", local)
-            present = (DataFile(path, partition, local.stat().st_size, rows, stats),)
-        local.unlink()
-        return present
+        """The files as data files: stored, unless they are there already."""
+        there = {file.content: file for file in present}
+        with ThreadPoolExecutor(_WRITES_AT_ONCE) as pool:
+            placed = pool.map(lambda file: there.get(file.content) or self._stored(partition, file, sources), made)
+            return tuple(sorted(placed, key=lambda file: file.path))
 
-    def _local(self, work: Path) -> Path:
-        return work / f"{self.name}-{secrets.token_hex(4)}.parquet"
+    def _stored(self, partition: Partition, file: LocalFile, sources: int) -> DataFile:
+        path = f"{partition.folder}/part-{file.content}-{sources}-{secrets.token_hex(4)}.parquet"
+        self._lake.put_file(f"{self._root}/{path}", file.path)
+        return DataFile(path, partition, file.path.stat().st_size, file.rows, file.stats)
 
     # The table itself.
 
@@ -365,12 +393,15 @@ class CuratedTable:
 # --- Parquet ---
 
 
-def _write_parquet(name: str, tables: Iterable[pa.Table], file: Path) -> tuple[int, str]:
-    """Write rows to one file, the same bytes for the same rows. Returns their number and Delta's statistics of them.
+def local_file(name: str, work: Path) -> Path:
+    """A name in a folder for a Parquet file of a table that no other has."""
+    return work / f"{name}-{secrets.token_hex(8)}.parquet"
 
-    No rows, no file.
-    """
+
+def write_file(name: str, tables: Iterable[pa.Table], work: Path) -> list[LocalFile]:
+    """Write rows to one file, the same bytes for the same rows. No rows, no file."""
     schema = file_schema(name)
+    file = local_file(name, work)
     ranges = {
         each: _Range()
         for each in (KEYS.get(name), "created_at")
@@ -388,7 +419,7 @@ def _write_parquet(name: str, tables: Iterable[pa.Table], file: Path) -> tuple[i
     finally:
         if writer is not None:
             writer.close()
-    return rows, _stats(rows, ranges)
+    return [LocalFile(file, _digest(file), rows, _stats(rows, ranges))] if rows else []
 
 
 def _row_groups(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:

@@ -16,7 +16,7 @@ import fastavro
 import pyarrow as pa
 import pytest
 
-from compaction_dags.compaction import job
+from compaction_dags.compaction import job, worker
 from compaction_dags.compaction.checks import HourSummary
 from compaction_dags.compaction.decode import RawPage
 from compaction_dags.compaction.errors import AccountingError, ConflictError, UnknownFormatError
@@ -207,7 +207,7 @@ def test_a_run_that_began_before_a_late_microbatch_takes_nothing_back(
 ) -> None:
     world = World(seed=9)
     keys = ship(place, world, NOON, files=1)
-    decode, decoded = job.decode_pages, []
+    decode, decoded = worker.decode_pages, []
 
     def another_run_is_faster(pages: Any) -> Any:
         decoded.append(1)
@@ -216,7 +216,7 @@ def test_a_run_that_began_before_a_late_microbatch_takes_nothing_back(
             place.compact(NOON)
         return decode(pages)
 
-    monkeypatch.setattr(job, "decode_pages", another_run_is_faster)
+    monkeypatch.setattr(worker, "decode_pages", another_run_is_faster)
     with pytest.raises(ConflictError, match="run the hour again"):
         place.compact(NOON)
     agrees(place, keys)
@@ -354,7 +354,7 @@ def test_rows_that_do_not_add_up_are_found_before_anything_is_committed(
     place.compact()
     before = place.versions()
     place.ship_tweets(range(15, 30))
-    together, merged, calls = job.together, job.merged_tweets, []
+    together, merged, calls = worker.together, worker.merged_tweets, []
 
     def merge_badly(rows: pa.Table) -> pa.Table:
         calls.append(rows)
@@ -364,9 +364,9 @@ def test_rows_that_do_not_add_up_are_found_before_anything_is_committed(
         return found if harm.endswith("beside the old ones") and len(calls) == 1 else found.slice(0, 12)
 
     if harm == "a row is not read":
-        monkeypatch.setattr(job, "together", lambda *given: together(*given).slice(1))
+        monkeypatch.setattr(worker, "together", lambda *given: together(*given).slice(1))
     else:
-        monkeypatch.setattr(job, "merged_tweets", merge_badly)
+        monkeypatch.setattr(worker, "merged_tweets", merge_badly)
     with pytest.raises(AccountingError, match="nothing was committed"):
         place.compact()
     assert place.versions() == before
@@ -375,9 +375,9 @@ def test_rows_that_do_not_add_up_are_found_before_anything_is_committed(
 
 def test_in_small_pieces_and_large_ones_an_hour_is_the_same(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = ship(place, World(seed=13), NOON, files=2, tweets=60)
-    pages, pieces = job.page_batches, job.cut
-    monkeypatch.setattr(job, "page_batches", lambda found: pages(found, 100_000))
-    monkeypatch.setattr(job, "cut", lambda sources, *within: pieces(sources, *within, rows=32))
+    pages, pieces = worker.page_batches, worker.cut
+    monkeypatch.setattr(worker, "page_batches", lambda found: pages(found, 100_000))
+    monkeypatch.setattr(worker, "cut", lambda sources, *within: pieces(sources, *within, rows=32))
     small = place.compact()
     agrees(place, keys)
     before = place.versions()

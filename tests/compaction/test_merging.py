@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 
 from compaction_dags.compaction import spill as spilling
 from compaction_dags.compaction.merge import latest_rows, merged_tweets
-from compaction_dags.compaction.spill import KeyRange, Spill, Stored, cut, event_hours, ids_of, together
+from compaction_dags.compaction.spill import (
+    KeyRange,
+    Opened,
+    SortedRows,
+    Spill,
+    cut,
+    event_hours,
+    ids_of,
+    read_unsorted,
+    together,
+)
 from compaction_dags.compaction.tables import Partition, file_schema
 from schemas.keys import RawHour
 from schemas.snowflake import MAX_ID, first_id_at, time_of
@@ -128,16 +138,16 @@ def test_text_keys_are_merged_too() -> None:
 
 
 def spilled(folder: Path, groups: Sequence[Sequence[Row]]) -> Spill:
-    spill = Spill(folder)
+    spill = Spill(folder, bytes_per_run=0)
     for rows in groups:
-        spill.add("tweets", "id", table(rows))
+        spill.add("tweets", table(rows))
     return spill
 
 
-def stored(folder: Path, rows: pa.Table, rows_per_group: int, **options: Any) -> Stored:
+def stored(folder: Path, rows: pa.Table, rows_per_group: int, **options: Any) -> SortedRows:
     file = folder / "stored.parquet"
     pq.write_table(rows, file, row_group_size=rows_per_group, **options)
-    return Stored(pq.ParquetFile(file), "tweets", "id")
+    return spilling.stored(file, "tweets")
 
 
 @many
@@ -154,9 +164,10 @@ def test_ranges_of_runs_and_a_stored_file_give_every_row_once_and_in_order(
     hours = {hour for rows in new if rows for hour in event_hours(table(rows)["id"])}
     assert hours == {Partition(at.date().isoformat(), at.hour) for at in (time_of(row["id"]) for row in everything)}
     for hour in hours:
+        opened_runs, opened_file = Opened(runs), Opened([file])
         mine = [row for row in [*oracle(old), *everything] if in_hour(row["id"], hour)]
         parts = [
-            merged_tweets(pa.concat_tables([together(runs, keys, SCHEMA), together([file], keys, SCHEMA)]))
+            merged_tweets(pa.concat_tables([together(opened_runs, keys, SCHEMA), together(opened_file, keys, SCHEMA)]))
             for keys in cut([*runs, file], ids_of(hour), rows_per_range)
         ]
         assert told(pa.concat_tables(parts)) == oracle(mine)
@@ -182,7 +193,8 @@ def test_ranges_leave_no_hole_and_hold_about_as_many_rows_as_asked(
         return
     assert (ranges[0].least, ranges[-1].beyond) == (None, None)
     assert [one.beyond for one in ranges[:-1]] == [one.least for one in ranges[1:]]
-    found = [together(runs, keys, SCHEMA)["id"].to_pylist() for keys in ranges]
+    opened = Opened(runs)
+    found = [together(opened, keys, SCHEMA)["id"].to_pylist() for keys in ranges]
     assert [number for part in found for number in part] == sorted(numbers)
     for part in found:
         assert len(set(part)) <= rows + 3 * 16
@@ -193,24 +205,24 @@ def test_a_file_that_another_engine_rewrote_is_put_in_order(tmp_path: Path) -> N
     rows = [{"id": number, "raw_key": "a", "record_index": 0, "fetched_at": START} for number in numbers]
     file = stored(tmp_path, table(rows), 3, write_statistics=False)
     (keys,) = cut([file], ids_of(Partition("2026-11-20", 12)))
-    assert sorted(together([file], keys, SCHEMA)["id"].to_pylist()) == sorted(numbers)
-    assert together([file], KeyRange(numbers[4], None), SCHEMA)["id"].to_pylist() == [numbers[2], numbers[4]]
+    assert sorted(together(Opened([file]), keys, SCHEMA)["id"].to_pylist()) == sorted(numbers)
+    assert together(Opened([file]), KeyRange(numbers[4], None), SCHEMA)["id"].to_pylist() == [numbers[2], numbers[4]]
 
 
 def test_a_file_of_an_older_release_has_nulls_where_it_lacks_columns(tmp_path: Path) -> None:
     rows = [{"id": 4, "raw_key": "a", "record_index": 0, "fetched_at": START, "text": "x", "lang": "en"}]
     file = stored(tmp_path, table(rows).drop_columns(["lang", "extras"]), 10)
-    (row,) = together([file], KeyRange(None, None), SCHEMA).to_pylist()
+    (row,) = together(Opened([file]), KeyRange(None, None), SCHEMA).to_pylist()
     assert (row["text"], row["lang"], row["extras"]) == ("x", None, None)
 
 
 def test_runs_are_as_long_as_asked_in_every_table_and_rejects_keep_their_order(tmp_path: Path) -> None:
-    spill = Spill(tmp_path)
+    spill, kept = Spill(tmp_path), []
     for reason in ("one", "two", "three"):
         rows = pa.Table.from_pylist([{"raw_key": "a", "reason": reason}], schema=file_schema("rejects"))
-        spill.add_unsorted("rejects", rows)
-    assert [rows["reason"].to_pylist() for rows in spill.unsorted("rejects")] == [["one"], ["two"], ["three"]]
-    spill.add("tweets", "id", table([]))
+        kept.append(spill.keep_unsorted("rejects", rows))
+    assert [read_unsorted(path)["reason"].to_pylist() for path in kept] == [["one"], ["two"], ["three"]]
+    spill.add("tweets", table([]))
     assert spill.runs("tweets") == []
 
 

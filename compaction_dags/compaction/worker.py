@@ -1,0 +1,197 @@
+"""The work on a raw hour that can be divided: microbatches into sorted runs, and runs into Parquet files.
+
+Each process of a run has one worker. It reads from the lake and writes to this machine's disk only; whatever it is given
+and gives back travels between processes.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from compaction_dags.compaction import transform
+from compaction_dags.compaction.checks import Merged
+from compaction_dags.compaction.decode import RawPage, Reject, decode_pages, page_batches
+from compaction_dags.compaction.lake import Lake, RawObject
+from compaction_dags.compaction.merge import latest_rows, merged_tweets
+from compaction_dags.compaction.raw_reader import Microbatch, read_microbatch
+from compaction_dags.compaction.spill import KeyRange, Opened, SortedRows, Spill, cut, event_hours, together
+from compaction_dags.compaction.tables import LocalFile, Partition, file_schema, write_file
+from compaction_dags.compaction.transform import Transform
+from schemas.curated import DECODED, KEYS
+from schemas.settings import Lake as LakeSettings
+
+SIDE_TABLES = tuple(name for name in DECODED if name != "tweets")
+"""Replaced whole by raw hour."""
+_FETCHES_AHEAD = 4
+
+
+@dataclass(slots=True)
+class Noted:
+    """What is noted of one microbatch, for its row in `ingested_files`."""
+
+    found: RawObject
+    sha256: str = ""
+    sequence: int = -1
+    spool_id: str = ""
+    records: int = 0
+    pages: int = 0
+    rows: int = 0
+    rejects: int = 0
+
+
+@dataclass(slots=True)
+class StepRead:
+    """What reading some microbatches gave, beside the rows that went into runs."""
+
+    microbatches: list[Noted] = field(default_factory=list)
+    event_hours: set[Partition] = field(default_factory=set)
+    rejects: list[Path] = field(default_factory=list)
+    """Files of `spill.keep_unsorted`."""
+    unknown_keys: Counter[str] = field(default_factory=Counter)
+    misfits: Counter[str] = field(default_factory=Counter)
+
+    def __add__(self, other: "StepRead") -> "StepRead":
+        return StepRead(
+            self.microbatches + other.microbatches,
+            self.event_hours | other.event_hours,
+            self.rejects + other.rejects,
+            self.unknown_keys + other.unknown_keys,
+            self.misfits + other.misfits,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TweetsShare:
+    """Tweets that make one file: those of an event hour in a range of ids."""
+
+    ids: KeyRange
+    new: tuple[SortedRows, ...]
+    old: tuple[SortedRows, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SideRows:
+    """Rows of a table that is replaced whole."""
+
+    table: str
+    runs: tuple[SortedRows, ...]
+
+
+class Worker:
+    """What one process does of a raw hour."""
+
+    def __init__(self, lake: Lake, function: Transform | None, folder: Path) -> None:
+        self._lake = lake
+        self._transform = function
+        self._folder = folder
+        folder.mkdir()
+        self._spill = Spill(folder, {name: partial(latest_rows, key=KEYS[name]) for name in SIDE_TABLES})
+
+    @classmethod
+    def made(cls, settings: LakeSettings, function: str, folder: Path) -> Self:
+        """One in a process of its own."""
+        return cls(Lake(settings), transform.load(function), folder)
+
+    # Reading.
+
+    def read(self, microbatches: Sequence[RawObject]) -> StepRead:
+        """Every page of the microbatches, a bounded number of bytes at a time, to rows on disk."""
+        step = StepRead()
+        noted = {found.key: Noted(found) for found in microbatches}
+        for batch in page_batches(self._pages(step, noted)):
+            decoded = decode_pages(batch)
+            tweets = decoded.tables["tweets"]
+            for key, count in counted(tweets["raw_key"]).items():
+                noted[key].rows += count
+            step.event_hours |= event_hours(tweets["id"])
+            step.unknown_keys += decoded.unknown_keys
+            step.misfits += decoded.misfits
+            for name, rows in decoded.tables.items():
+                self._spill.add(name, rows)
+            self._reject(step, noted, decoded.rejects)
+        step.microbatches = list(noted.values())
+        return step
+
+    def runs(self) -> dict[str, list[SortedRows]]:
+        """All that was read, by table."""
+        return {name: self._spill.runs(name) for name in DECODED}
+
+    def _pages(self, step: StepRead, noted: dict[str, Noted]) -> Iterator[RawPage]:
+        """The pages of the microbatches, the next ones being fetched while this one is decoded."""
+        with ThreadPoolExecutor(_FETCHES_AHEAD) as ahead:
+            contents = ahead.map(self._lake.get, [one.found for one in noted.values()])
+            for one, content in zip(noted.values(), contents, strict=True):
+                microbatch = read_microbatch(content.data, one.found.key, content.sha256, content.records)
+                for page in microbatch.pages:
+                    one.pages += 1
+                    yield page
+                self._note(step, noted, microbatch)
+
+    def _note(self, step: StepRead, noted: dict[str, Noted], microbatch: Microbatch) -> None:
+        one = noted[microbatch.raw_key]
+        one.sha256, one.records = microbatch.sha256, microbatch.records
+        one.sequence, one.spool_id = microbatch.sequence, microbatch.spool_id
+        self._reject(step, noted, microbatch.rejects)
+
+    def _reject(self, step: StepRead, noted: dict[str, Noted], rejects: Sequence[Reject]) -> None:
+        for reject in rejects:
+            noted[reject.raw_key].rejects += 1
+        if rejects:
+            rows = [asdict(reject) | {"fetched_at": reject.received_at_us} for reject in rejects]
+            table = pa.Table.from_pylist(rows, schema=file_schema("rejects"))
+            step.rejects.append(self._spill.keep_unsorted("rejects", table))
+
+    # Writing.
+
+    def write_tweets(self, share: TweetsShare) -> tuple[list[LocalFile], Merged]:
+        """Merge the new tweets of a share with those that are there, a range of ids at a time."""
+        counts = Merged()
+        return write_file("tweets", self._merged(share, counts), self._folder), counts
+
+    def _merged(self, share: TweetsShare, counts: Merged) -> Iterator[pa.Table]:
+        schema, key = file_schema("tweets"), KEYS["tweets"]
+        new, old = Opened(share.new), Opened(share.old)
+        for ids in cut([*share.old, *share.new], share.ids):
+            fresh = self._new_tweets(together(new, ids, schema), counts)
+            stored = together(old, ids, schema)
+            counts.together += distinct(fresh[key], stored[key])
+            yield merged_tweets(pa.concat_tables([fresh, stored])) if stored.num_rows else fresh
+
+    def _new_tweets(self, read: pa.Table, counts: Merged) -> pa.Table:
+        """New tweets, one row an id, as the user's transform leaves them."""
+        folded = merged_tweets(read)
+        kept = self._transform.apply(folded) if self._transform else folded
+        counts.read += read.num_rows
+        counts.ids += distinct(read[KEYS["tweets"]])
+        counts.merged += folded.num_rows
+        counts.kept += kept.num_rows
+        counts.filtered += counted(folded["raw_key"]) - counted(kept["raw_key"])
+        return kept
+
+    def write_side(self, side: SideRows) -> list[LocalFile]:
+        """The latest row of every object, a range of keys at a time."""
+        return write_file(side.table, self._latest(side), self._folder)
+
+    def _latest(self, side: SideRows) -> Iterator[pa.Table]:
+        opened = Opened(side.runs)
+        for keys in cut(side.runs):
+            yield latest_rows(together(opened, keys, file_schema(side.table)), KEYS[side.table])
+
+
+def distinct(*columns: pa.ChunkedArray) -> int:
+    """How many different values there are in columns of ids."""
+    chunks = [chunk for column in columns for chunk in column.chunks]
+    return int(pc.count_distinct(pa.chunked_array(chunks, pa.int64())).as_py())
+
+
+def counted(column: pa.ChunkedArray) -> Counter[str]:
+    """How often each value is there."""
+    counts = column.value_counts()
+    return Counter(dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)))
