@@ -117,13 +117,19 @@ class Lease:
         self._seen: str | None = None
         """The ETag of somebody else's; it has not changed since `_seen_since`."""
         self._seen_since = self._looked_at = 0.0
-        self._began = clock.monotonic()
+        self._asked = asyncio.Event()
+        """Set when the store was ready to be asked, at `_asked_at`."""
+        self._asked_at = 0.0
         self._changed = asyncio.Event()
         self._stepping = asyncio.Lock()
         self._is_over = False
 
     async def run(self) -> None:
         """Look until it is ours, then renew it. Ends only by cancellation."""
+        if self._is_on:
+            await self._store.open()
+        self._asked_at = self._clock.monotonic()
+        self._asked.set()
         while True:
             async with self._stepping:
                 wait = await self._step()
@@ -133,8 +139,10 @@ class Lease:
         """Wait until it is ours; returns the term.
 
         With `patience`, which is for who has a state in its spool, 0 when S3 cannot be asked, or has not said whose it is
-        for so many seconds from the beginning.
+        for so many seconds since it was.
         """
+        if patience is not None and self._is_on:
+            await self._asked.wait()
         while self.standing is not Standing.OURS:
             if patience is None or self.standing is Standing.THEIRS:
                 await self._changed.wait()
@@ -142,7 +150,7 @@ class Lease:
             if self.problem is not None:
                 return 0
             try:
-                left = self._began + patience - self._clock.monotonic()
+                left = self._asked_at + patience - self._clock.monotonic()
                 await within(self._clock, left, self._changed.wait())
             except TimeoutError:
                 if self.standing is Standing.UNKNOWN:  # the answer may have come with the last moment

@@ -82,6 +82,10 @@ class ObjectStore(Protocol):
     (pause and probe: 401, 403, NoSuchBucket, any other 4xx).
     """
 
+    async def open(self) -> None:
+        """Get ready for calls, which may take half a second. What goes wrong here goes wrong in the next call too."""
+        ...
+
     async def put_new(self, key: str, file: Path, sha256: str, metadata: Mapping[str, str]) -> None:
         """Create an object from a file, with its SHA-256 (hex) checked by S3.
 

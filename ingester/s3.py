@@ -5,6 +5,7 @@ It does so in the first call, in a thread: that takes half a second, and a start
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import threading
 from collections.abc import Callable, Mapping
@@ -50,6 +51,10 @@ class S3:
         with self._opening:
             self._opened = self._opened or open_client(self._lake)
             return self._opened
+
+    async def open(self) -> None:
+        with contextlib.suppress(Exception):  # the first call tells it better
+            await asyncio.get_running_loop().run_in_executor(self._threads, lambda: self._client)
 
     async def put_new(self, key: str, file: Path, sha256: str, metadata: Mapping[str, str]) -> None:
         def put() -> None:
@@ -170,10 +175,11 @@ def open_client(lake: Lake | Destination) -> "S3Client":
 def _sorted(error: Exception, what: str, right: str) -> Exception | None:
     """An error of the call as what the caller does about it (S3's list of error codes); None for what is a bug."""
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+    from urllib3.exceptions import HTTPError  # not wrapped by botocore when an error's body is cut off
 
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return NeedsOperator(f"{what}: no AWS credentials were found (environment, profile or instance role)")
-    if isinstance(error, BotoCoreError | OSError):
+    if isinstance(error, BotoCoreError | HTTPError | OSError):
         return Transient(f"{what}: {error}")
     if not isinstance(error, ClientError):
         return None

@@ -23,8 +23,12 @@ from ingester.x_time import XTime
 from schemas.keys import LakeKeys
 from schemas.settings import Settings
 
-PATIENCE = 0.7
-"""Seconds S3 may take, for the lease and once more for its newest state, when the spool has a state to go on from."""
+LEASE_PATIENCE = 0.25
+"""Seconds S3 may take to say whose the lease is when the spool has a state to go on from: a few of its usual answers. When
+it says so later, the state is compared later.
+"""
+STATE_PATIENCE = 1.0
+"""The same for its newest state, once it has answered for the lease."""
 
 _T = TypeVar("_T")
 _Loops = dict[str, Coroutine[Any, Any, None]]
@@ -102,7 +106,7 @@ class Service:
         ) is not None:
             self._begin(local)
         while True:
-            term = await self._unless_stopped(self._lease.granted(PATIENCE if self._journal else None))
+            term = await self._unless_stopped(self._lease.granted(LEASE_PATIENCE if self._journal else None))
             await self._unless_stopped(self._find_state())
             await self._unless_stopped(self._x_time.known.wait())
             await self._unless_stopped(self._begin_term())
@@ -120,7 +124,7 @@ class Service:
             return
         if self._journal is not None:
             await self._journal.seal("takeover")
-        patience = None if self._lease.inherited else PATIENCE
+        patience = None if self._lease.inherited else STATE_PATIENCE
         start = await find_start(self._spool, self._store, self._keys, self._clock, self._telemetry, patience=patience)
         if self._journal is None:
             self._begin(start)

@@ -13,7 +13,7 @@ from ingester.x_time import XTime
 from schemas import snowflake
 from schemas.records import Interval
 from schemas.settings import Query
-from schemas.state import ON_TOP, QueryState
+from schemas.state import GIVEN_UP, ON_TOP, QueryState
 
 INDEX_LAG = timedelta(seconds=12)
 """X answers up to 10 s before now (recorded: end_time defaults to now - 10 s); two seconds are for clocks."""
@@ -135,19 +135,19 @@ async def give_up(
     """What is missing of the interval will not be asked for. That is a gap, unless it was asked on top of the regular
     collection: then what was covered stays covered.
     """
-    is_gap = interval.reason not in ON_TOP
+    told = reason if interval.reason not in ON_TOP else f"{interval.reason}{GIVEN_UP}"
     await journal.append(
         {
             "kind": "gap",
             "at": clock.now(),
             "query": query,
             "rule": interval.rule,
-            "reason": reason if is_gap else f"{interval.reason}_given_up",
+            "reason": told,
             "since_id": interval.since_id,
             "until_id": interval.upper,
         }
     )
-    telemetry.gap_recorded(query, reason if is_gap else f"{interval.reason}_given_up", str(interval))
+    telemetry.gap_recorded(query, told, str(interval))
 
 
 def cut(since_id: int, until_id: int) -> list[tuple[int, int]]:

@@ -1,7 +1,8 @@
 """The bucket as compaction sees it: raw microbatches listed and read, files put, and the same credentials for delta-rs."""
 
 import contextlib
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from urllib3.exceptions import HTTPError
 
 from compaction_dags.compaction.errors import LakeRefusedError, LakeUnreachableError
 from schemas.keys import LakeKeys, RawHour
@@ -82,7 +84,7 @@ class Lake:
     def raw_of_day(self, day: date) -> dict[RawHour, list[RawObject]]:
         """The microbatches of a UTC day by raw hour, in the order of their keys. Other objects are passed over."""
         hours: dict[RawHour, list[RawObject]] = {}
-        for found in self._list(self.keys.raw_date(day)):
+        for found in self._listing(self.keys.raw_date(day)):
             hour = self._hour_of(found.key)
             if hour is not None:
                 hours.setdefault(hour, []).append(found)
@@ -90,7 +92,18 @@ class Lake:
 
     def raw_of_hour(self, hour: RawHour) -> list[RawObject]:
         """The microbatches of one raw hour, in the order of their keys, which is their sequence within a spool."""
-        return [found for found in self._list(self.keys.raw_hour(hour)) if self._hour_of(found.key) == hour]
+        return [found for found in self._listing(self.keys.raw_hour(hour)) if self._hour_of(found.key) == hour]
+
+    def raw_after(self, hour: RawHour) -> Iterator[RawObject]:
+        """The microbatches of all later raw hours, as far as one reads on."""
+        for found in self._listing(self.keys.raw, after=f"{self.keys.raw_hour(hour)}~"):
+            if (later := self._hour_of(found.key)) is not None and later > hour:
+                yield found
+
+    def retired_spools(self) -> frozenset[str]:
+        """The spools that never write again."""
+        prefix = self.keys.all_retired
+        return frozenset(found.key.removeprefix(prefix).removesuffix(".json") for found in self._listing(prefix))
 
     def get(self, found: RawObject) -> RawContent:
         """Read a raw microbatch whole (a sealed file, some 16 MB at most by default)."""
@@ -105,6 +118,16 @@ class Lake:
         """A small object, whole."""
         with self._errors(key):
             content: bytes = self._client.get_object(Bucket=self.settings.bucket, Key=key)["Body"].read()
+        return content
+
+    def open(self, key: str, size: int) -> io.RawIOBase:
+        """An object of so many bytes as a file, of which every read is a request."""
+        return _Remote(lambda start, end: self._range(key, start, end), size)
+
+    def _range(self, key: str, start: int, end: int) -> bytes:
+        with self._errors(key):
+            answer = self._client.get_object(Bucket=self.settings.bucket, Key=key, Range=f"bytes={start}-{end - 1}")
+            content: bytes = answer["Body"].read()
         return content
 
     def get_file(self, key: str, file: Path) -> None:
@@ -145,18 +168,16 @@ class Lake:
             options["AWS_SESSION_TOKEN"] = frozen.token
         return options
 
-    def _list(self, prefix: str) -> list[RawObject]:
-        return [
-            RawObject(entry["Key"], entry["Size"], entry["ETag"].strip('"'))
-            for page in self._pages(prefix)
-            for entry in page.get("Contents", [])
-        ]
+    def _listing(self, prefix: str, after: str = "") -> Iterator[RawObject]:
+        for page in self._pages(prefix, after=after):
+            for entry in page.get("Contents", []):
+                yield RawObject(entry["Key"], entry["Size"], entry["ETag"].strip('"'))
 
-    def _pages(self, prefix: str, delimiter: str = "") -> Iterator[Any]:
+    def _pages(self, prefix: str, delimiter: str = "", after: str = "") -> Iterator[Any]:
         """The pages of a listing. boto3 takes whatever is XML for an empty one, such as an HTML page with status 200."""
         with self._errors(prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.settings.bucket, Prefix=prefix, Delimiter=delimiter
+                Bucket=self.settings.bucket, Prefix=prefix, Delimiter=delimiter, StartAfter=after
             )
             for page in pages:
                 if "IsTruncated" not in page:
@@ -188,8 +209,37 @@ class Lake:
             if status in _REFUSALS and code not in _PASSING:
                 raise LakeRefusedError(f"{place}: S3 refuses: {status} {code}; {_hint(code)}") from error
             raise LakeUnreachableError(f"{place}: S3 answered {status} {code}") from error
-        except BotoCoreError as error:
+        except (BotoCoreError, HTTPError) as error:  # botocore does not wrap the cut-off body of an error
             raise LakeUnreachableError(f"{place}: {error}") from error
+
+
+class _Remote(io.RawIOBase):
+    """Bytes that are fetched as they are read."""
+
+    def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
+        self._fetch = fetch
+        self._size = size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        end = self._size if size < 0 else min(self._position + size, self._size)
+        content = self._fetch(self._position, end) if self._position < end else b""
+        self._position += len(content)
+        return content
 
 
 def _day(text: str) -> date | None:

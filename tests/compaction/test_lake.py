@@ -16,6 +16,7 @@ from deltalake import DeltaTable
 
 from compaction_dags.compaction.errors import LakeRefusedError, LakeUnreachableError
 from compaction_dags.compaction.lake import Lake, RawObject
+from sandbox.s3_faults import S3Fault, running_s3_proxy
 from schemas.keys import RawHour
 from schemas.settings import Lake as LakeSettings
 from tests.compaction.conftest import Place
@@ -278,3 +279,14 @@ def test_an_answer_that_fails_once_is_asked_for_again(place: Place) -> None:
     body = '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><IsTruncated>false</IsTruncated></ListBucketResult>'
     with answering(lambda _: next(answers, (200, body))) as address:
         assert Lake(LakeSettings(bucket="lake", endpoint_url=address)).days() == []
+
+
+def test_a_refusal_whose_explanation_is_cut_off_is_for_later(place: Place) -> None:
+    with running_s3_proxy(place.s3) as proxy:
+        place.endpoint_url = proxy.s3.endpoint_url
+        proxy.set_faults(S3Fault("reset_in_answer", call="get"))
+        with pytest.raises(LakeUnreachableError, match="no-such-key"):
+            place.lake().read("no-such-key")
+        proxy.set_faults()
+        with pytest.raises(LakeRefusedError, match="no-such-key"):
+            place.lake().read("no-such-key")

@@ -214,6 +214,9 @@ class MemoryStore:
             if found is not None:
                 await found
 
+    async def open(self) -> None:
+        """There is nothing to open."""
+
     async def put_new(self, key: str, file: Path, sha256: str, metadata: Mapping[str, str]) -> None:
         await self._check("put", key)
         if key in self.objects:

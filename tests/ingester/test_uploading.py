@@ -313,6 +313,14 @@ async def test_a_forbidden_look_at_what_lies_there_pauses_and_names_the_right_it
     assert spool.names("shipped") == names[-1:]
 
 
+async def test_a_refusal_whose_explanation_is_cut_off_is_passing_trouble(store, proxy):
+    proxy.set_faults(S3Fault("reset_in_answer", call="get", next_n=1))
+    with pytest.raises(Transient, match="no-such-key"):
+        await store.read("no-such-key")
+    assert proxy.struck == {("reset_in_answer", "get"): 1}
+    assert await store.read("no-such-key") is None
+
+
 @pytest.mark.parametrize(
     ("call", "kind"),
     [
