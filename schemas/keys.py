@@ -103,9 +103,14 @@ class LakeKeys:
         """The key of one order."""
         return f"{self.requests}{order}.json"
 
+    @property
+    def all_retired(self) -> str:
+        """Below it lies an object for each spool that will never write again."""
+        return f"{self.control}retired/"
+
     def retired(self, spool_id: str) -> str:
         """Says that a spool will never write again, so that hours it wrote into can be closed."""
-        return f"{self.control}retired/{spool_id}.json"
+        return f"{self.all_retired}{spool_id}.json"
 
     def raw_hour(self, hour: RawHour) -> str:
         """The prefix under which every microbatch of one raw hour lies."""

@@ -17,6 +17,8 @@ CHECKPOINT_FORMAT = 1
 QUARANTINE = "quarantine"
 ON_TOP = frozenset({"reread", "backfill"})
 """Reasons of intervals: what a lost microbatch had covered; what is asked on top of the regular collection."""
+GIVEN_UP = "_given_up"
+"""Ends the reason of a gap record for what was asked on top: `backfill_given_up`."""
 FORGOTTEN = "forgotten"
 """The reason of a rule record after which a query is not known any more."""
 ORDERS_REMEMBERED = 100
@@ -144,20 +146,28 @@ def _book(state: State, record: RawRecord) -> State:
 
 
 def _page(state: State, record: RawRecord) -> State:
-    name, since_id, until_id = record.get("query"), record.get("since_id"), record.get("until_id")
-    if name is None or since_id is None or until_id is None or record.get("problem"):
+    name, planned = record.get("query"), _planned(record)
+    if name is None or planned is None:
         return state  # a page that could not be followed covers nothing
+    since_id, until_id = planned.key
     if record.get("endpoint") == COUNTS:
         return _counted(state, name, until_id, whole=bool(record.get("is_last")))
     query = state.queries.get(name) or QueryState(record.get("rule"), start_id=since_id, frontier_id=since_id)
-    known = query.find((since_id, until_id))
-    asked = known or Interval(since_id, until_id, record.get("rule") or "", record.get("reason") or "")
+    asked = query.find(planned.key) or planned
     if (record.get("asked_below") or until_id) < asked.upper:
         return state  # a page before this one is missing, so what lies above is not covered
     others = [interval for interval in query.todo if interval.key != asked.key]
     left = [] if record.get("is_last") else [_resumed(asked, record)]
     query = replace(query.with_todo(others + left), frontier_id=max(query.frontier_id, until_id))
     return state.with_query(name, query)
+
+
+def _planned(record: RawRecord) -> Interval | None:
+    """The whole interval that a page belongs to; None if the page could not be followed."""
+    since_id, until_id = record.get("since_id"), record.get("until_id")
+    if since_id is None or until_id is None or record.get("problem"):
+        return None
+    return Interval(since_id, until_id, record.get("rule") or "", record.get("reason") or "")
 
 
 def _counted(state: State, name: str, until_id: int, *, whole: bool) -> State:
@@ -222,6 +232,32 @@ def _rule(state: State, record: RawRecord) -> State:
     return state.with_query(name, replace(known, rule=record.get("rule"), frontier_id=moved))
 
 
+def covered_by(record: RawRecord) -> Interval | None:
+    """What a page covers by its own word, whatever became of the pages before it: from where it was asked down to what
+    it left, or to the lower end of its interval if it is the last. None for whatever covers nothing.
+    """
+    planned = _planned(record)
+    if record["kind"] != "page" or record.get("endpoint") == COUNTS or planned is None:
+        return None
+    asked = planned.resumed_below(record.get("asked_below"))
+    below = planned.since_id if record.get("is_last") else _resumed(asked, record).upper - 1
+    covered = Interval(below, asked.upper, planned.rule, planned.reason)
+    return None if covered.is_empty else covered
+
+
+def given_up_by(record: RawRecord) -> Interval | None:
+    """What a gap record gives up of the regular collection. None also if it was asked on top of that: then what was
+    covered stays covered.
+    """
+    since_id, until_id, reason = record.get("since_id"), record.get("until_id"), record.get("reason") or ""
+    if record["kind"] != "gap" or since_id is None or until_id is None:
+        return None
+    if reason.removesuffix(GIVEN_UP) in ON_TOP:
+        return None
+    given_up = Interval(since_id, until_id, record.get("rule") or "", reason)
+    return None if given_up.is_empty else given_up
+
+
 def covered_between(before: State, after: State) -> dict[str, list[Interval]]:
     """What the records between two states covered, per query, as intervals that ask for it again.
 
@@ -232,15 +268,15 @@ def covered_between(before: State, after: State) -> dict[str, list[Interval]]:
     for name, now in after.queries.items():
         was = before.queries.get(name) or QueryState(None, start_id=now.start_id, frontier_id=now.start_id)
         had, has = _missing(was.todo), _missing(now.todo)
-        gone = {kind: _without(stretches, has.get(kind, [])) for kind, stretches in had.items()}
+        gone = {kind: without(stretches, has.get(kind, [])) for kind, stretches in had.items()}
         if (rule := now.rule if now.rule is not None else was.rule) is not None:
             planned = [stretch for (_, reason), found in has.items() if reason == QUARANTINE for stretch in found]
-            new = _without([(was.frontier_id, now.frontier_id)], planned)
+            new = without([(was.frontier_id, now.frontier_id)], planned)
             gone[rule, QUARANTINE] = gone.get((rule, QUARANTINE), []) + new
         covered[name] = [
             Interval(low - 1, high, rule, reason)
             for (rule, reason), stretches in sorted(gone.items())
-            for low, high in _joined(stretches)
+            for low, high in joined(stretches)
         ]
     return {name: intervals for name, intervals in covered.items() if intervals}
 
@@ -256,18 +292,18 @@ def _missing(todo: Iterable[Interval]) -> dict[tuple[str, str], list[tuple[int, 
     return found
 
 
-def _joined(stretches: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def joined(stretches: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """The same ids in as few stretches as possible, in order."""
-    joined: list[tuple[int, int]] = []
+    found: list[tuple[int, int]] = []
     for low, high in sorted(stretches):
-        if joined and low <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(high, joined[-1][1]))
+        if found and low <= found[-1][1]:
+            found[-1] = (found[-1][0], max(high, found[-1][1]))
         elif low < high:
-            joined.append((low, high))
-    return joined
+            found.append((low, high))
+    return found
 
 
-def _without(stretches: Iterable[tuple[int, int]], taken: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def without(stretches: Iterable[tuple[int, int]], taken: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """The stretches less what is taken."""
     left = list(stretches)
     for low, high in taken:

@@ -17,10 +17,13 @@ from typing import Any, Final
 
 import fastavro
 
+from compaction_dags.compaction.counts import Count, counts_of
+from compaction_dags.compaction.coverage import Account, Listener
 from compaction_dags.compaction.decode import RawPage, Reject
 from compaction_dags.compaction.errors import UnknownFormatError
 from schemas.keys import MicrobatchName
-from schemas.raw import FORMAT, META_FORMAT, META_SEQUENCE, META_SPOOL_ID
+from schemas.raw import FORMAT, META_CHECKPOINT, META_FORMAT, META_SEQUENCE, META_SPOOL_ID
+from schemas.records import COUNTS, SEARCH
 
 try:
     from compression import zstd  # type: ignore[import-not-found,unused-ignore]
@@ -56,6 +59,14 @@ class Microbatch:
     """Records read, of all kinds."""
     skipped: Counter[str] = field(default_factory=Counter)
     """Records that are no search page, by kind; pages of another endpoint by its name."""
+    counts: list[Count] = field(default_factory=list)
+    """What X counted, off its counts pages."""
+    listener: Listener = field(default_factory=lambda: Listener(""), repr=False)
+
+    @property
+    def account(self) -> Account:
+        """What the records tell of the collection."""
+        return self.listener.account(self.sequence, self.spool_id)
 
 
 def read_microbatch(
@@ -84,6 +95,7 @@ def read_microbatch(
     except Exception as error:  # noqa: BLE001 - bytes that are no Avro make fastavro raise anything at all
         microbatch.rejects.append(_file_reject(raw_key, "file_header", f"no Avro header: {_said(error)}"))
         return microbatch
+    microbatch.listener = Listener(container.metadata.get(META_CHECKPOINT, ""))
     microbatch.pages = _pages(microbatch, container, expected_records)
     return microbatch
 
@@ -135,23 +147,35 @@ def _pages(microbatch: Microbatch, container: "_Container", expected_records: in
 
 def _page(microbatch: Microbatch, index: int, record: dict[str, Any]) -> RawPage | None:
     """The record as a page; None if it is none that is decoded, which is counted or rejected here."""
-    kind = record.get("kind")
-    if kind != "page":
-        microbatch.skipped[str(kind)] += 1
-        return None
-    if record.get("endpoint") != "search_recent" or record.get("status") != 200:
-        microbatch.skipped[f"page {record.get('endpoint')} {record.get('status')}"] += 1
+    kind, endpoint = record.get("kind"), record.get("endpoint")
+    if kind != "page" or endpoint not in (SEARCH, COUNTS) or record.get("status") != 200:
+        microbatch.skipped[str(kind) if kind != "page" else f"page {endpoint} {record.get('status')}"] += 1
+        microbatch.listener.hear(record)
         return None
     received_at_us = _microseconds(record.get("received_at") or record.get("at"))
     body = record.get("body")
     query = str(record.get("query") or "")
     reason, detail = _fault(body, record.get("body_sha256"), received_at_us)
+    microbatch.listener.hear(record, is_damaged=bool(reason))
+    if not reason and endpoint == COUNTS:
+        microbatch.skipped[f"page {endpoint} 200"] += 1
+        reason, detail = _counted(microbatch, record, query)
     if reason:
         microbatch.rejects.append(Reject(microbatch.raw_key, index, query, reason, detail, None, body, received_at_us))
+    if reason or endpoint == COUNTS:
         return None
     assert isinstance(body, bytes)
     assert received_at_us is not None
     return RawPage(microbatch.raw_key, index, query, received_at_us, body)
+
+
+def _counted(microbatch: Microbatch, record: dict[str, Any], query: str) -> tuple[str, str]:
+    """Keep what a counts page says; a reason and its detail if it says nothing."""
+    try:
+        microbatch.counts += counts_of(record["body"], query, record.get("received_at") or record["at"])
+    except ValueError as error:
+        return "page_not_counts", str(error)[:200]
+    return "", ""
 
 
 def _fault(body: Any, expected: Any, received_at_us: int | None) -> tuple[str, str]:
