@@ -200,12 +200,18 @@ def _plan(state: State, record: RawRecord) -> State:
 
 
 def _gap(state: State, record: RawRecord) -> State:
-    """What a gap names is no longer to be done; an interval that reaches beyond it keeps the rest."""
+    """What a gap names is no longer to be done; an interval that reaches beyond it keeps the rest. What was asked on top
+    of the regular collection is given up alone.
+    """
     name, since_id, until_id = record.get("query"), record.get("since_id"), record.get("until_id")
     query = state.queries.get(name or "")
     if name is None or query is None or since_id is None or until_id is None:
         return state
-    left = (_above(interval, since_id, until_id) for interval in query.todo)
+    on_top = (record.get("reason") or "").removesuffix(GIVEN_UP)
+    left = (
+        _above(interval, since_id, until_id) if on_top not in ON_TOP or interval.reason == on_top else interval
+        for interval in query.todo
+    )
     # A gap above the frontier (the service was away for more than X's reach) moves it: that part is told, not planned.
     query = replace(query.with_todo(left), frontier_id=max(query.frontier_id, until_id))
     return state.with_query(name, query)

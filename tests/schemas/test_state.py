@@ -67,6 +67,15 @@ def test_a_gap_clips_what_it_names_and_no_more():
     assert todo(whole) == [(150, 200)]
 
 
+def test_a_reread_that_is_given_up_leaves_what_was_never_read():
+    reread = plan((100, 151))
+    reread["intervals"][0]["reason"] = "reread"
+    state = fold(State(), [plan((100, 200), frontier=200), reread])
+    gap = {"kind": "gap", "at": AT, "query": "q", "since_id": 100, "until_id": 151, "reason": "reread_given_up"}
+    assert todo(apply(state, gap)) == [(100, 200)]
+    assert todo(apply(state, {**gap, "reason": "out_of_reach"})) == [(150, 200)]
+
+
 def test_an_unknown_kind_changes_nothing():
     state = fold(State(), [page(100, 200, oldest=180)])
     assert apply(state, {"kind": "from the future", "at": AT}) == state
