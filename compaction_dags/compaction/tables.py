@@ -322,6 +322,37 @@ class CuratedTable:
         self._lake.put_file(f"{self._root}/{path}", file.path)
         return DataFile(path, partition, file.path.stat().st_size, file.rows, file.stats)
 
+    # Upkeep.
+
+    def vacuum(self, grace: timedelta, *, dry_run: bool) -> list[str]:
+        """The keys of the files that neither the newest version nor the grace needs, and of those that no version knows;
+        deleted, unless it is a dry run. Also names files that are gone already.
+        """
+        table = self._opened_table()
+        try:
+            paths = table.vacuum(
+                int(grace.total_seconds() // 3600), dry_run=dry_run, enforce_retention_duration=False, full=True
+            )
+        except (DeltaError, OSError) as error:
+            raise self._trouble(error) from error
+        return [f"{self._root}/{unquote(path)}" for path in paths]
+
+    def shorten_log(self, *, with_checkpoint: bool) -> None:
+        """Delete entries of the log that are older than its retention and that a checkpoint makes needless."""
+        table = self._opened_table()
+        try:
+            if with_checkpoint:
+                table.create_checkpoint()
+            table.cleanup_metadata()
+        except (DeltaError, OSError) as error:
+            raise self._trouble(error) from error
+
+    def _opened_table(self) -> DeltaTable:
+        snapshot = self.open()
+        if snapshot is None:
+            raise LakeRefusedError(f"{self._lake.uri(self._root)}: there is no such table any more")
+        return snapshot.table
+
     # The table itself.
 
     def _open_to_write(self, give_up: float) -> Snapshot:
@@ -332,13 +363,16 @@ class CuratedTable:
         while True:
             snapshot = self.open()
             missing = [] if snapshot is None else self._missing_columns(snapshot.table)
-            if snapshot is not None and not missing:
+            unset = {} if snapshot is None else self._unset_properties(snapshot.table)
+            if snapshot is not None and not missing and not unset:
                 return snapshot
             try:
                 if snapshot is None:
                     self._create()
-                else:
+                elif missing:
                     snapshot.table.alter.add_columns(missing, commit_properties=_ONCE)
+                else:
+                    snapshot.table.alter.set_table_properties(unset, commit_properties=_ONCE)
             except (DeltaError, OSError) as error:  # most likely somebody else was first, which opening it again shows
                 if not isinstance(error, DeltaError) or self._monotonic() > give_up:
                     raise self._trouble(error) from error
@@ -351,10 +385,15 @@ class CuratedTable:
             partition_by=_PARTITIONED_BY,
             name=self.name,
             description=(self.schema.metadata or {}).get(b"doc", b"").decode(),
-            configuration={"delta.checkpointInterval": "20"},  # opening reads the commits since the last checkpoint
+            configuration=_properties(self.name),
             storage_options=self._lake.delta_options(),
             commit_properties=_ONCE,
         )
+
+    def _unset_properties(self, table: DeltaTable) -> dict[str, str]:
+        """Properties that a table of an older release lacks."""
+        found = table.metadata().configuration
+        return {name: value for name, value in _properties(self.name).items() if name not in found}
 
     def _missing_columns(self, table: DeltaTable) -> list[Any]:
         """The columns this release has and the table has not, whole or in part. Raises LakeRefusedError."""
@@ -402,11 +441,7 @@ def write_file(name: str, tables: Iterable[pa.Table], work: Path) -> list[LocalF
     """Write rows to one file, the same bytes for the same rows. No rows, no file."""
     schema = file_schema(name)
     file = local_file(name, work)
-    ranges = {
-        each: _Range()
-        for each in (KEYS.get(name), "created_at")
-        if each is not None and each in schema.names and not pa.types.is_string(schema.field(each).type)
-    }
+    ranges = {each: _Range() for each in _ranged(name)}
     rows = 0
     writer: pq.ParquetWriter | None = None
     try:
@@ -466,6 +501,25 @@ def _parquet_options(name: str) -> dict[str, Any]:
     if name in KEYS:
         options["sorting_columns"] = [pq.SortingColumn(schema.get_field_index(KEYS[name]))]
     return options
+
+
+def _ranged(name: str) -> list[str]:
+    """The columns of a table whose least and greatest value per file stand in the Delta log."""
+    schema = file_schema(name)
+    candidates = (KEYS.get(name), "created_at")
+    return [each for each in candidates if each in schema.names and not pa.types.is_string(schema.field(each).type)]
+
+
+def _properties(name: str) -> dict[str, str]:
+    """Delta's properties of a table.
+
+    Which columns have ranges must be said: readers through pyarrow take a range that is missing for one that no value
+    is in, and find nothing (deltalake 1.6: `lang >= null`).
+    """
+    ranged = _ranged(name)
+    statistics = {"dataSkippingStatsColumns": ",".join(ranged)} if ranged else {"dataSkippingNumIndexedCols": "0"}
+    often = {"checkpointInterval": "20"}  # opening reads the commits since the last checkpoint
+    return {f"delta.{key}": value for key, value in (often | statistics).items()}
 
 
 class _Range:
