@@ -328,13 +328,15 @@ class Lane:
 
 
 def _live(asked: Asked, lanes: list[Lane], x: RunningXApi, proxy: S3Proxy, console: Console) -> None:
-    """Until the time is up or enough were killed; then without faults until every lane has caught up and stopped."""
+    """Until the time is up, enough were killed or every lane has given up; then without faults until every lane has caught
+    up and stopped.
+    """
     weather = _Weather(asked, x, proxy)
     with ThreadPoolExecutor(len(lanes)) as pool, _progress(asked, console) as bar:
         runs = [pool.submit(lane.run) for lane in lanes]
         try:
             began = time.monotonic()
-            while not _is_enough(asked, lanes, time.monotonic() - began):
+            while not _is_enough(asked, lanes, time.monotonic() - began) and not all(run.done() for run in runs):
                 weather.changes()
                 bar.show(lanes, x, time.monotonic() - began)
                 _wait(runs)

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from sandbox import soak
 from sandbox.s3 import RunningS3
@@ -24,6 +25,13 @@ def test_a_process_that_ends_by_itself_is_told_and_not_started_for_ever(lane):
     assert all("exit 78" in trouble and "fix:" in trouble for trouble in lane.troubles)
     assert not lane.kills
     assert lane.first_requests() == []
+
+
+def test_a_soak_whose_every_lane_has_given_up_is_over_before_its_time(lane, monkeypatch):
+    monkeypatch.setattr(soak._Bar, "show", lambda *_shown: None)
+    nowhere = SimpleNamespace(set_faults=lambda *_faults: None)
+    soak._live(Asked(minutes=None, kills=500), [lane], nowhere, nowhere, Console(quiet=True))
+    assert len(lane.troubles) == soak.MOST_TROUBLES
 
 
 def test_the_last_process_too_is_told_if_it_ends_by_itself(lane):
