@@ -377,6 +377,56 @@ _INGESTED = [
     _text("transform_version", DERIVED + "transform", "Digest of the function's source."),
     _text("code_version", DERIVED + "release", "Version of Tweetlake that read it."),
     _time("ingested_at", DERIVED + "clock", "When it was consumed."),
+    _flag(
+        "is_closed",
+        DERIVED + "raw zone",
+        "No spool that wrote into the raw hour could add to it any more; null: consumed by a release that did not look.",
+    ),
+]
+
+_COVERAGE = [
+    _text("query", DERIVED + "raw record", "Name of the query."),
+    _text(
+        "kind",
+        DERIVED + "raw zone",
+        "frontier: what the query moved on by in this raw hour, all of which ought to be covered, todo or a gap. "
+        "covered: pages in raw cover it. todo: left to be asked when the hour ended. gap: will not be asked. "
+        "rule: the rule was changed, from since_id on.",
+    ),
+    _count("since_id", DERIVED + "raw record", "Lower bound in ids, exclusive, as X's since_id."),
+    _count("until_id", DERIVED + "raw record", "Upper bound in ids, exclusive, as X's until_id."),
+    _time("starts_at", DERIVED + "since_id", "Time of the first id of the stretch."),
+    _time("ends_at", DERIVED + "until_id", "Time at which the stretch ends, exclusive."),
+    _text(
+        "rule", DERIVED + "raw record", "The search rule it was or is to be asked with; null: the query was removed."
+    ),
+    _text(
+        "reason",
+        DERIVED + "raw record",
+        "todo: live, backlog, quarantine; or reread, backfill: asked on top, so that it may be covered already. "
+        "gap: out_of_reach, query_removed; or damaged: a page's bytes in raw are not what X sent. "
+        "rule: added, changed, removed, forgotten.",
+    ),
+    _flag(
+        "is_closed",
+        DERIVED + "raw zone",
+        "No spool that wrote into the raw hour can add to it any more; else it is provisional.",
+    ),
+]
+
+_COMPLETENESS = [
+    _text("query", DERIVED + "raw record", "Name of the query."),
+    _count("collected", DERIVED + "tweets", "Posts of this hour in the table tweets that the query matched."),
+    _count("counted", "tweet_count|post_count", "Posts of this hour by X's own count; null: not counted."),
+    _time("counted_at", DERIVED + "received_at of the page", "When X's count had arrived."),
+    _number("ratio", DERIVED + "collected, counted", "collected / counted; null without a count, or if it is 0."),
+    _flag("is_covered", DERIVED + "coverage", "Pages in raw cover the whole hour."),
+    _structs(
+        "covered",
+        DERIVED + "coverage",
+        "The stretches of the hour that pages in raw cover, in ids, both bounds exclusive.",
+        [_count("since_id", "since_id", "Lower bound."), _count("until_id", "until_id", "Upper bound.")],
+    ),
 ]
 
 
@@ -430,6 +480,16 @@ _TABLES = {
         "Raw microbatches these tables hold: the lineage, and how compaction knows what is new.",
         "",
         [*_INGESTED, *_RAW_HOUR],
+    ),
+    "coverage": _Table(
+        "What was covered of every query's timeline in a raw hour, what was left to do after it, gaps, changed rules.",
+        "",
+        [*_COVERAGE, *_RAW_HOUR],
+    ),
+    "completeness": _Table(
+        "What was collected of a query's posts of one hour, beside what X counts.",
+        "data[]",
+        [*_COMPLETENESS, *_EVENT_HOUR],
     ),
 }
 

@@ -17,8 +17,9 @@ from typing import Final
 
 import pyarrow as pa
 
-from compaction_dags.compaction import plan, transform
+from compaction_dags.compaction import coverage, plan, transform
 from compaction_dags.compaction.checks import HourSummary, Merged, check_event_hour, check_summary
+from compaction_dags.compaction.completeness import Ledger, News
 from compaction_dags.compaction.crew import Crew
 from compaction_dags.compaction.errors import (
     AccountingError,
@@ -135,10 +136,13 @@ class _Hour:
         self._runs: dict[str, list[SortedRows]] = {}
         self._sides: dict[str, list[LocalFile]] = {}
         self._merged: dict[Partition, Merged] = {}
+        self._is_closed = False
 
     def run(self, progress: Progress) -> HourSummary:
         """The story of an hour."""
+        closed = plan.closed_spools(self._lake, self._hour)
         listed = plan.list_hour(self._lake, self._hour, self._tables["ingested_files"])
+        self._is_closed = plan.is_closed(listed, closed)
         with self._crew(listed) as crew:
             self._decode(crew, listed, progress)
             self._write_sides(crew)
@@ -146,6 +150,7 @@ class _Hour:
         for name in SIDE_TABLES:
             self._replace_side(name)
         self._replace_whole("rejects", lambda *_: map(read_unsorted, self._read.rejects))
+        self._tell_completeness(self._tell_coverage())
         self._replace_whole("ingested_files", self._ingested_rows)
         return self._summary()
 
@@ -245,6 +250,27 @@ class _Hour:
             sources=len(self._read.microbatches),
         )
 
+    # What was collected, and what was not.
+
+    def _tell_coverage(self) -> dict[str, list[tuple[int, int]]]:
+        """Returns what pages of this raw hour cover, by query."""
+        accounts = [noted.account for noted in self._read.microbatches]
+        rows = coverage.rows_of_hour(accounts, is_closed=self._is_closed)
+        table = pa.Table.from_pylist(rows, schema=self._tables["coverage"].file_schema)
+        self._replace_whole("coverage", lambda *_: [table])
+        covered: dict[str, list[tuple[int, int]]] = {}
+        for row in rows:
+            if row["kind"] == coverage.COVERED:
+                covered.setdefault(row["query"], []).append((row["since_id"] + 1, row["until_id"]))
+        return covered
+
+    def _tell_completeness(self, covered: Mapping[str, Sequence[tuple[int, int]]]) -> None:
+        counts = [count for noted in self._read.microbatches for count in noted.counts]
+        news = News(self._hour, frozenset(self._read.event_hours), covered, counts)
+        completeness = self._tables["completeness"]
+        ledger = Ledger(completeness, self._tables["tweets"], news, self._work)
+        completeness.replace(news.hours, ledger.make, metadata=self._metadata(), now=self._now)
+
     def _ingested_rows(self, _partition: Partition, present: Sequence[DataFile]) -> list[pa.Table]:
         """A row a microbatch. What is there already stays as it is if only the time of reading would change."""
         table = self._tables["ingested_files"]
@@ -267,6 +293,7 @@ class _Hour:
                 "transform_version": digest,
                 "code_version": version("tweetlake"),
                 "ingested_at": self._now,
+                "is_closed": self._is_closed,
             }
             for noted in sorted(self._read.microbatches, key=lambda one: one.found.key)
         ]

@@ -17,6 +17,8 @@ import pyarrow.compute as pc
 
 from compaction_dags.compaction import transform
 from compaction_dags.compaction.checks import Merged
+from compaction_dags.compaction.counts import Count
+from compaction_dags.compaction.coverage import Account
 from compaction_dags.compaction.decode import RawPage, Reject, decode_pages, page_batches
 from compaction_dags.compaction.lake import Lake, RawObject
 from compaction_dags.compaction.merge import latest_rows, merged_tweets
@@ -44,6 +46,9 @@ class Noted:
     pages: int = 0
     rows: int = 0
     rejects: int = 0
+    account: Account = field(default_factory=lambda: Account(-1, ""))
+    """What it tells of the collection."""
+    counts: list[Count] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -138,6 +143,7 @@ class Worker:
         one = noted[microbatch.raw_key]
         one.sha256, one.records = microbatch.sha256, microbatch.records
         one.sequence, one.spool_id = microbatch.sequence, microbatch.spool_id
+        one.account, one.counts = microbatch.account, microbatch.counts
         self._reject(step, noted, microbatch.rejects)
 
     def _reject(self, step: StepRead, noted: dict[str, Noted], rejects: Sequence[Reject]) -> None:

@@ -291,7 +291,7 @@ def test_bad_pages_and_bad_tweets_are_rejects_with_reason_and_key_and_the_rest_i
 
 
 def test_pages_that_hold_no_search_results_are_no_rejects(place: Place) -> None:
-    counts = page_record(b'{"data":[{"tweet_count":3}],"meta":{}}', endpoint="counts_recent")
+    counts = page_record(b'{"data":[],"meta":{"total_tweet_count":0}}', endpoint="counts_recent")
     refused = page_record(b'{"title":"Too Many Requests"}', status=429)
     place.ship([heartbeat(), counts, refused, page_record(b'{"meta":{"result_count":0}}')])
     assert place.compact() == HourSummary(raw_hours=1, microbatches=1, pages=1)

@@ -8,9 +8,9 @@ import pytest
 from compaction_dags.compaction import job, plan
 from compaction_dags.compaction.errors import RawMissingError
 from compaction_dags.compaction.lake import Lake
-from schemas.keys import RawHour
+from schemas.keys import MicrobatchName, RawHour
 from tests.compaction.conftest import Place, hours
-from tests.compaction.pages import NOON, heartbeat
+from tests.compaction.pages import NOON, heartbeat, microbatch
 
 NOW = NOON + hours(2.5)
 
@@ -91,7 +91,7 @@ def test_an_hour_whose_raw_is_gone_is_refused_with_its_keys_and_holds_up_no_othe
     with pytest.raises(RawMissingError):
         place.compact(NOON)
     assert {name: version - before[name] for name, version in place.versions().items() if version != before[name]} == {
-        "tweets": 1, "ingested_files": 1,
+        "tweets": 1, "completeness": 1, "ingested_files": 1,
     }, "only the other hour's rows came"  # fmt: skip
 
 
@@ -142,3 +142,65 @@ def test_hours_that_are_named_are_taken_as_they_are(place: Place) -> None:
     assert job.plan_hours(place.settings(), include_open=False, hours=named) == ["2026-11-20T12", "2026-11-20T14"]
     with pytest.raises(ValueError, match="write it as 2026-11-20T13"):
         job.plan_hours(place.settings(), include_open=False, hours=["yesterday"])
+
+
+# --- closed and provisional ---
+
+
+def is_closed(place: Place) -> dict[str, set[bool]]:
+    """What the tables say of every raw hour."""
+    told: dict[str, set[bool]] = {}
+    for row in place.rows("ingested_files", ["raw_key", "date", "hour", "is_closed"]):
+        told.setdefault(f"{row['hour']:02}", set()).add(row["is_closed"])
+    return told
+
+
+def test_an_hour_that_was_provisional_is_done_once_more_when_its_spool_has_gone_on(place: Place) -> None:
+    place.ship_tweets([1])
+    place.ship([heartbeat()])
+    place.compact()
+    assert is_closed(place) == {"12": {False}}
+    assert stale(place) == []
+    place.ship([heartbeat(NOON + hours(1))], NOON + hours(1))
+    assert stale(place) == ["12", "13"]
+    place.compact()
+    assert is_closed(place) == {"12": {True}, "13": {False}}
+    assert stale(place, include_open=True, full=True) == [], "and only once"
+
+
+def test_an_hour_stays_provisional_until_every_spool_that_wrote_into_it_has_gone_on_or_is_retired(
+    place: Place,
+) -> None:
+    place.ship_tweets([1])
+    elsewhere = place.keys.microbatch(MicrobatchName(9, RawHour.of(NOON), "0badcafe"))
+    place.s3.client().put_object(Bucket=place.s3.bucket, Key=elsewhere, Body=microbatch([heartbeat()], 9))
+    place.ship_tweets([3], NOON + hours(1))
+    place.compact()
+    assert is_closed(place) == {"12": {False}, "13": {False}}
+    assert stale(place) == []
+    place.s3.client().put_object(Bucket=place.s3.bucket, Key=place.keys.retired("0badcafe"), Body=b"{}")
+    assert stale(place) == ["12"]
+    place.compact()
+    assert is_closed(place) == {"12": {True}, "13": {False}}
+    assert stale(place, include_open=True) == []
+
+
+def test_an_hour_is_closed_by_a_microbatch_of_days_later(place: Place) -> None:
+    place.ship_tweets([1])
+    for number in range(3):
+        place.put(b"", NOON + hours(80 + number))
+    place.compact(NOON)
+    assert is_closed(place) == {"12": {True}}
+
+
+def test_what_was_consumed_before_releases_looked_is_not_done_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.ship_tweets([1])
+    monkeypatch.setattr(plan, "is_closed", lambda *_: None)
+    place.compact()
+    monkeypatch.undo()
+    for name, value in place.s3.environment().items():
+        monkeypatch.setenv(name, value)
+    place.ship_tweets([2], NOON + hours(1))
+    assert stale(place) == ["13"]
