@@ -12,21 +12,13 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from compaction_dags.compaction.commands.common import (
-    EXIT_FAILED,
-    EXIT_TEMPORARY,
-    errors_told,
-    exit_code,
-    say,
-    with_config,
-)
+from compaction_dags.compaction.commands.common import errors_told, say, with_config, worst
+from compaction_dags.compaction.commands.upkeep import maintain
 from schemas.keys import RawHour
 from schemas.settings import Settings, load
 
 if TYPE_CHECKING:
     from compaction_dags.compaction.job import Progress as Report
-
-_GRAVITY = (0, EXIT_TEMPORARY, EXIT_FAILED)
 
 
 def _hour(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -85,7 +77,7 @@ def _compact(settings: Settings, hours: tuple[str, ...], closed_only: bool, full
     for error in errors:
         say(error)
     click.echo(json.dumps(summary.as_dict()))
-    return max(map(exit_code, errors), key=_GRAVITY.index, default=0)
+    return worst(errors)
 
 
 @contextmanager
@@ -110,6 +102,9 @@ def _shown(console: Console, hours: int) -> Iterator["Report"]:
             progress.update(bars[hour], completed=done, total=total)
 
         yield report
+
+
+main.add_command(maintain)
 
 
 if __name__ == "__main__":

@@ -142,6 +142,10 @@ class Lake:
         with self._errors(key), file.open("rb") as content:
             self._client.put_object(Bucket=self.settings.bucket, Key=key, Body=content)
 
+    def sizes(self, below: str) -> dict[str, int]:
+        """Every object whose key begins so, with its bytes."""
+        return {found.key: found.size for found in self._listing(below)}
+
     def uri(self, key: str) -> str:
         return f"s3://{self.settings.bucket}/{key}"
 

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from sandbox.airflow import airflow_environment
+from sandbox.s3 import RunningS3, running_s3
 from tests.dags import laboratory
+from tests.dags.place import Lake, new_lake
 
 Laboratory = Callable[..., Any]
 ANSWER_SECONDS = 100
@@ -48,8 +50,8 @@ def running(loading: Laboratory) -> Laboratory:
 
 
 @pytest.fixture(scope="session")
-def facts(loading: Laboratory) -> laboratory.DagFacts:
-    """The DAG as Airflow loads it."""
+def folder(loading: Laboratory) -> laboratory.FolderFacts:
+    """The DAGs folder as Airflow loads it."""
     return loading(laboratory.load)
 
 
@@ -59,3 +61,14 @@ def settings_file(tmp_path: Path) -> Path:
     file = tmp_path / "tweetlake.toml"
     file.write_text('[lake]\nbucket = "nowhere"\n[[query]]\nname = "q"\nrule = "cats"\n', "utf-8")
     return file
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[RunningS3]:
+    with running_s3() as server:
+        yield server
+
+
+@pytest.fixture
+def lake(server: RunningS3, tmp_path: Path) -> Lake:
+    return new_lake(server, tmp_path)

@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-DAG_ID = "compact_tweets"
-
 
 def serve(requests: Connection, environment: dict[str, str]) -> None:
     """The child: answer one call after the other until the parent is done with it, or gone."""
@@ -59,11 +57,8 @@ class TaskFacts:
 
 @dataclass(frozen=True)
 class DagFacts:
-    """A DAG file as Airflow loads it."""
+    """A DAG as Airflow loads it."""
 
-    import_errors: dict[str, str]
-    dag_ids: list[str]
-    files: list[str]
     catchup: bool
     max_active_runs: int
     tags: set[str]
@@ -71,6 +66,15 @@ class DagFacts:
     timetable: str
     params: dict[str, Any]
     tasks: dict[str, TaskFacts]
+
+
+@dataclass(frozen=True)
+class FolderFacts:
+    """The DAGs folder as Airflow loads it."""
+
+    import_errors: dict[str, str]
+    files: list[str]
+    dags: dict[str, DagFacts]
 
 
 @dataclass(frozen=True)
@@ -84,14 +88,18 @@ class Run:
     announced: list[str]
 
 
-def load() -> DagFacts:
+def load() -> FolderFacts:
     """Load the DAGs folder. Needs no database."""
     bag = _bag()
-    dag = bag.dags[DAG_ID]
-    return DagFacts(
+    return FolderFacts(
         import_errors=bag.import_errors,
-        dag_ids=sorted(bag.dags),
-        files=[Path(stat.file).name for stat in bag.dagbag_stats],
+        files=sorted(Path(stat.file).name for stat in bag.dagbag_stats),
+        dags={dag_id: _facts_of(dag) for dag_id, dag in sorted(bag.dags.items())},
+    )
+
+
+def _facts_of(dag: Any) -> DagFacts:
+    return DagFacts(
         catchup=dag.catchup,
         max_active_runs=dag.max_active_runs,
         tags=set(dag.tags),
@@ -114,33 +122,34 @@ def load() -> DagFacts:
     )
 
 
-def next_runs(after: datetime, before: datetime) -> list[tuple[datetime, datetime | None]]:
+def next_runs(dag_id: str, after: datetime, before: datetime) -> list[tuple[datetime, datetime | None]]:
     """The ticks between two moments, each with its logical date, of the DAG as the scheduler sees it."""
-    return [(info.run_after, info.logical_date) for info in _scheduled_dag().iter_dagrun_infos_between(after, before)]
+    ticks = _scheduled_dag(dag_id).iter_dagrun_infos_between(after, before)
+    return [(info.run_after, info.logical_date) for info in ticks]
 
 
-def tasks_the_scheduler_sees() -> dict[str, set[str]]:
+def tasks_the_scheduler_sees(dag_id: str) -> dict[str, set[str]]:
     """Per task, what is upstream of it, after the DAG went through JSON and back."""
-    return {task.task_id: set(task.upstream_task_ids) for task in _scheduled_dag().tasks}
+    return {task.task_id: set(task.upstream_task_ids) for task in _scheduled_dag(dag_id).tasks}
 
 
-def refusal_of(conf: Mapping[str, Any]) -> str | None:
+def refusal_of(dag_id: str, conf: Mapping[str, Any]) -> str | None:
     """Why these parameters are refused when a run is triggered; None if they are taken."""
     from airflow.exceptions import ParamValidationError
 
     try:
-        _scheduled_dag().params.deep_merge(dict(conf)).validate()
+        _scheduled_dag(dag_id).params.deep_merge(dict(conf)).validate()
     except ParamValidationError as error:
         return str(error)
     return None
 
 
-def decisions_on_errors() -> dict[str, str]:
-    """What the DAG does about each error that compaction may raise, and about a bad settings file."""
+def decisions_on_errors(dag_id: str, task_id: str) -> dict[str, str]:
+    """What a task does about each error that compaction may raise, and about a bad settings file."""
     from compaction_dags.compaction import errors
     from schemas.settings import SettingsError
 
-    policy = _bag().dags[DAG_ID].task_dict["compact"].retry_policy
+    policy = _bag().dags[dag_id].task_dict[task_id].retry_policy
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and kind is not errors.CompactionError]
     raised = [SettingsError("file", []), *(kind("") for kind in kinds)]
     return {type(error).__name__: policy.evaluate(error, 1, 5).action.value for error in raised}
@@ -152,17 +161,29 @@ def make_database() -> None:
     initdb()
 
 
-def run(environment: Mapping[str, str], conf: Mapping[str, Any], run_after: datetime, *, retrying: bool = False) -> Run:
-    """Run the DAG to its end by `dag.test()`, with these environment variables, as if it were due at `run_after`.
+def run(
+    environment: Mapping[str, str],
+    conf: Mapping[str, Any],
+    run_after: datetime,
+    *,
+    dag_id: str = "compact_tweets",
+    retrying: bool = False,
+) -> Run:
+    """Run a DAG to its end by `dag.test()`, with these environment variables, as if it were due at `run_after`.
 
     Unless `retrying`, a failure is final at once, where the DAG would wait and try again.
     """
-    dag = _bag().dags[DAG_ID]
+    dag = _bag().dags[dag_id]
     if not retrying:
         for task in dag.tasks:
             task.retries = 0
     with mock.patch.dict(os.environ, environment):
         return _facts(dag.test(run_after=run_after, logical_date=None, run_conf=dict(conf)))
+
+
+def run_of(dag_id: str, environment: Mapping[str, str], conf: Mapping[str, Any], run_after: datetime) -> Run:
+    """As `run`, of any DAG."""
+    return run(environment, conf, run_after, dag_id=dag_id)
 
 
 def run_retrying(environment: Mapping[str, str], run_after: datetime) -> Run:
@@ -171,12 +192,12 @@ def run_retrying(environment: Mapping[str, str], run_after: datetime) -> Run:
 
 
 def run_with_failing_hour(failing: str, hours: list[str], run_after: datetime, config: str) -> Run:
-    """Run the DAG over a compaction that refuses one hour for good and does the others."""
+    """Run compact_tweets over a compaction that refuses one hour for good and does the others."""
     from compaction_dags.compaction import job
     from compaction_dags.compaction.checks import HourSummary
     from compaction_dags.compaction.errors import RawMissingError
 
-    def compact_hour(settings: object, hour: str) -> HourSummary:
+    def compact_hour(settings: object, hour: str, progress: object) -> HourSummary:
         if hour == failing:
             raise RawMissingError(hour)
         return HourSummary(raw_hours=1, pages=2)
@@ -191,10 +212,10 @@ def _bag() -> Any:
     return DagBag()
 
 
-def _scheduled_dag() -> Any:
+def _scheduled_dag(dag_id: str) -> Any:
     from airflow.serialization.serialized_objects import DagSerialization
 
-    stored = json.dumps(DagSerialization.to_dict(_bag().dags[DAG_ID]))
+    stored = json.dumps(DagSerialization.to_dict(_bag().dags[dag_id]))
     return DagSerialization.from_dict(json.loads(stored))
 
 

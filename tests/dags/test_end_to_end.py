@@ -1,88 +1,19 @@
 """The DAG compact_tweets on a real lake: raw microbatches in an S3 server, curated tables out, by `dag.test()`."""
 
-import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from deltalake import DeltaTable
 
 from sandbox import airflow
-from sandbox.s3 import RunningS3, running_s3
-from schemas.keys import LakeKeys, RawHour
-from tests.compaction.pages import World, encode, microbatch, page_record, raw_key
+from schemas.keys import RawHour
 from tests.dags import laboratory
 from tests.dags.conftest import Laboratory
 from tests.dags.laboratory import Run
+from tests.dags.place import FIVE_PAST_TWO, NOON, Lake
 
 pytestmark = pytest.mark.dag
-
-NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
-FIVE_PAST_TWO = NOON + timedelta(hours=2, minutes=5)
-
-
-@dataclass
-class Lake:
-    """A part of the bucket for one test, the settings that name it, and what puts tweets into it."""
-
-    server: RunningS3
-    prefix: str
-    settings: Path
-    world: World
-    sequence: int = 0
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {**self.server.environment(), "TWEETLAKE_CONFIG": str(self.settings)}
-
-    def collect(self, hour: datetime, tweets: int = 30) -> set[int]:
-        """Ship one microbatch of one page, as the ingester does. Returns its tweet ids."""
-        self.sequence += 1
-        page = self.world.page(tweets)
-        body = microbatch([page_record(encode(page), hour + timedelta(minutes=self.sequence))], self.sequence)
-        key = raw_key(self.sequence, hour, self.prefix)
-        metadata = {"sha256": hashlib.sha256(body).hexdigest(), "records": "1"}
-        self.server.client().put_object(Bucket=self.server.bucket, Key=key, Body=body, Metadata=metadata)
-        return {int(tweet["id"]) for tweet in page["data"]}
-
-    def tweets(self) -> list[int]:
-        """Every id in the curated table, sorted, repeated if it stands there more than once."""
-        options = {
-            **self.server.environment(),
-            "AWS_ENDPOINT_URL": self.server.endpoint_url,
-            "AWS_ALLOW_HTTP": "true",
-        }
-        uri = f"s3://{self.server.bucket}/{LakeKeys(self.prefix).table('tweets')}"
-        return sorted(DeltaTable(uri, storage_options=options).to_pyarrow_table(columns=["id"])["id"].to_pylist())
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RunningS3]:
-    with running_s3() as server:
-        yield server
-
-
-@pytest.fixture
-def lake(server: RunningS3, tmp_path: Path) -> Lake:
-    prefix = f"{tmp_path.name}/"
-    settings = tmp_path / "tweetlake.toml"
-    settings.write_text(
-        f"""
-[lake]
-bucket = "{server.bucket}"
-prefix = "{prefix}"
-endpoint_url = "{server.endpoint_url}"
-region = "{server.region}"
-
-[[query]]
-name = "lake"
-rule = "lake lang:en"
-"""
-    )
-    return Lake(server, prefix, settings, World(seed=7, start=NOON))
 
 
 def run(running: Laboratory, lake: Lake, conf: dict[str, Any] | None = None, *, minutes: int = 0) -> Run:
@@ -150,5 +81,6 @@ def test_the_command_line_of_airflow_runs_it_too(lake: Lake, tmp_path: Path, mon
         environment, on_line=lambda line: told.extend(filter(None, [airflow.own_words(line)])), timeout_seconds=80
     )
     assert told[0] == f"raw hours to compact: 1, {hour} to {hour}"
-    assert told[1].startswith(f"{hour}: raw hours 1, microbatches 1, pages 1, ")
+    assert told[1] == f"{hour}: 1 of 1 microbatches read"
+    assert told[2].startswith(f"{hour}: raw hours 1, microbatches 1, pages 1, ")
     assert lake.tweets() == sorted(collected)

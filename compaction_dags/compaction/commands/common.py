@@ -1,7 +1,7 @@
 """What every command needs: the option --config, errors told as one sentence each, the exit codes."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,3 +56,8 @@ def exit_code(error: Exception) -> int:
     from compaction_dags.compaction.errors import ConflictError, LakeUnreachableError
 
     return EXIT_TEMPORARY if isinstance(error, ConflictError | LakeUnreachableError) else EXIT_FAILED
+
+
+def worst(errors: Iterable[Exception]) -> int:
+    """The exit code for all of them together: one that has to be mended counts more than one that passes. 0 for none."""
+    return max(map(exit_code, errors), key=(0, EXIT_TEMPORARY, EXIT_FAILED).index, default=0)
