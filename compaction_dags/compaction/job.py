@@ -30,6 +30,7 @@ from compaction_dags.compaction.errors import (
     UnknownFormatError,
 )
 from compaction_dags.compaction.lake import Lake, RawObject
+from compaction_dags.compaction.memory import keep_for_reuse
 from compaction_dags.compaction.spill import KeyRange, SortedRows, ids_of, partition_of, read_unsorted, shares, stored
 from compaction_dags.compaction.tables import (
     Build,
@@ -91,6 +92,7 @@ def compact_hour(
 
     Raises the errors of `errors.py`; whatever it raises, tables hold a whole version and the hour can be done again.
     """
+    keep_for_reuse()
     with tempfile.TemporaryDirectory(prefix="tweetlake-") as work:
         return _Hour(settings, RawHour.parse(hour), Path(work), now or datetime.now(UTC)).run(progress)
 

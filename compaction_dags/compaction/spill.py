@@ -25,8 +25,8 @@ from schemas.keys import RawHour
 
 ROWS_PER_RANGE = 16_384
 """About how many rows are merged at a time: some 15 MB of tweets, of which merging holds a few copies."""
-BYTES_PER_RUN = 32_000_000
-"""How much of a table waits in memory for a run. The longer runs are, the fewer have to be merged."""
+BYTES_WAITING = 32_000_000
+"""How much waits in memory for runs, all tables together. The longer runs are, the fewer have to be merged."""
 ROWS_PER_PIECE = 1_024
 """What is read of a run at once: while runs are merged, one piece of each may be in memory."""
 _STRIDE = 16
@@ -158,12 +158,12 @@ class Spill:
     """The runs of every table, as Arrow IPC files in one folder."""
 
     def __init__(
-        self, folder: Path, folds: Mapping[str, Fold] = MappingProxyType({}), bytes_per_run: int = BYTES_PER_RUN
+        self, folder: Path, folds: Mapping[str, Fold] = MappingProxyType({}), bytes_waiting: int = BYTES_WAITING
     ) -> None:
         """`folds` may leave out rows of a table that do not count; where there is none, all are kept."""
         self._folder = folder
         self._folds = folds
-        self._bytes_per_run = bytes_per_run
+        self._most_bytes = bytes_waiting
         self._count = 0
         self._waiting: dict[str, list[pa.Table]] = {}
         self._bytes: Counter[str] = Counter()
@@ -175,8 +175,8 @@ class Spill:
         if rows.num_rows:
             self._waiting.setdefault(table, []).append(rows)
             self._bytes[table] += rows.nbytes
-            if self._bytes[table] > self._bytes_per_run:
-                self._write_run(table)
+            if self._bytes.total() > self._most_bytes:
+                self._write_run(self._bytes.most_common(1)[0][0])
 
     def runs(self, table: str) -> list[SortedRows]:
         """Everything `add` got for a table."""

@@ -21,6 +21,7 @@ from compaction_dags.compaction.counts import Count
 from compaction_dags.compaction.coverage import Account
 from compaction_dags.compaction.decode import RawPage, Reject, decode_pages, page_batches
 from compaction_dags.compaction.lake import Lake, RawObject
+from compaction_dags.compaction.memory import give_back, keep_for_reuse
 from compaction_dags.compaction.merge import latest_rows, merged_tweets
 from compaction_dags.compaction.raw_reader import Microbatch, read_microbatch
 from compaction_dags.compaction.spill import KeyRange, Opened, SortedRows, Spill, cut, event_hours, together
@@ -102,6 +103,7 @@ class Worker:
     @classmethod
     def made(cls, settings: LakeSettings, function: str, folder: Path) -> Self:
         """One in a process of its own."""
+        keep_for_reuse()
         return cls(Lake(settings), transform.load(function), folder)
 
     # Reading.
@@ -126,7 +128,9 @@ class Worker:
 
     def runs(self) -> dict[str, list[SortedRows]]:
         """All that was read, by table."""
-        return {name: self._spill.runs(name) for name in DECODED}
+        found = {name: self._spill.runs(name) for name in DECODED}
+        give_back()
+        return found
 
     def _pages(self, step: StepRead, noted: dict[str, Noted]) -> Iterator[RawPage]:
         """The pages of the microbatches, the next ones being fetched while this one is decoded."""

@@ -65,13 +65,17 @@ def encode(page: Any) -> bytes:
 class World:
     """A seeded source of pages, oldest page first. About every tenth tweet comes again with moved metrics."""
 
-    def __init__(self, seed: int = 1, start: datetime = NOON) -> None:
+    def __init__(
+        self, seed: int = 1, start: datetime = NOON, *, users: int = 2_000, hot: int = 200, apart_ms: int = 40
+    ) -> None:
+        """`hot`: how many tweets others refer to; `apart_ms`: most milliseconds from one tweet to the next."""
         self._random = random.Random(seed)
         self._now = start
+        self._apart_ms = apart_ms
         self._serial = 0
         self._recent: list[dict[str, Any]] = []
-        self._users = [self._user(n) for n in range(2_000)]
-        self._hot = [self._tweet() for _ in range(200)]
+        self._users = [self._user(n) for n in range(users)]
+        self._hot = [self._tweet() for _ in range(hot)]
         for tweet in self._hot:
             tweet.pop("referenced_tweets", None)
 
@@ -92,7 +96,7 @@ class World:
 
     def _id(self) -> int:
         self._serial += 1
-        self._now += timedelta(milliseconds=self._random.randrange(1, 40))
+        self._now += timedelta(milliseconds=self._random.randrange(1, self._apart_ms))
         return first_id_at(self._now) + self._serial % 4096
 
     def _someone(self) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def test_text_keys_are_merged_too() -> None:
 
 
 def spilled(folder: Path, groups: Sequence[Sequence[Row]]) -> Spill:
-    spill = Spill(folder, bytes_per_run=0)
+    spill = Spill(folder, bytes_waiting=0)
     for rows in groups:
         spill.add("tweets", table(rows))
     return spill
