@@ -4,12 +4,6 @@ An order is answered by `plan` records that carry its id; the state remembers it
 does not plan it again.
 """
 
-import json
-import secrets
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Self
-
 from ingester.errors import NeedsOperator, Transient
 from ingester.journal import Journal
 from ingester.ports import Clock, ObjectStore
@@ -18,49 +12,12 @@ from ingester.telemetry import Telemetry
 from ingester.windows import cut
 from schemas import snowflake
 from schemas.keys import LakeKeys
+from schemas.orders import Order
 from schemas.records import Interval
 from schemas.settings import Query
 
 LOOK_EVERY_SECONDS = 60.0
 """A LIST each time: 43,000 a month, which S3 bills with about a fifth of a dollar."""
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """Collect a stretch of a query's timeline (again)."""
-
-    name: str
-    query: str
-    since: datetime
-    """Inclusive, UTC."""
-    until: datetime
-    """Exclusive, UTC."""
-
-    @classmethod
-    def new(cls, query: str, since: datetime, until: datetime, now: datetime) -> Self:
-        """An order with a name of its own that sorts by time."""
-        return cls(f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}", query, since, until)
-
-    def to_json(self) -> bytes:
-        since, until = (moment.astimezone(UTC).isoformat() for moment in (self.since, self.until))
-        return json.dumps({"kind": "backfill", "query": self.query, "since": since, "until": until}).encode()
-
-    @classmethod
-    def from_json(cls, name: str, content: bytes) -> Self:
-        """Read what `to_json` wrote. Raises ValueError with what is wrong."""
-        try:
-            found = json.loads(content)
-            if found["kind"] != "backfill":
-                raise ValueError(f"kind {found['kind']!r} is unknown")
-            since, until = datetime.fromisoformat(found["since"]), datetime.fromisoformat(found["until"])
-            query = found["query"]
-        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"not an order: {error!r}") from error
-        if since.tzinfo is None or until.tzinfo is None:
-            raise ValueError("since and until need a time zone")
-        if not isinstance(query, str) or since >= until:
-            raise ValueError("query is a name, and since lies before until")
-        return cls(name, query, since, until)
 
 
 class Orders:

@@ -104,6 +104,11 @@ class LakeKeys:
         return f"{self.requests}{order}.json"
 
     @property
+    def ordered(self) -> str:
+        """Below it lies a copy of every order for a hole, which is never taken away: no hole is ordered twice."""
+        return f"{self.control}ordered/"
+
+    @property
     def all_retired(self) -> str:
         """Below it lies an object for each spool that will never write again."""
         return f"{self.control}retired/"

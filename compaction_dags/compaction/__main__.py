@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from compaction_dags.compaction.commands.common import errors_told, say, with_config, worst
+from compaction_dags.compaction.commands.freshness import freshness
+from compaction_dags.compaction.commands.holes import order_holes
 from compaction_dags.compaction.commands.upkeep import maintain
 from schemas.keys import RawHour
 from schemas.settings import Settings, load
@@ -104,7 +106,8 @@ def _shown(console: Console, hours: int) -> Iterator["Report"]:
         yield report
 
 
-main.add_command(maintain)
+for command in (freshness, maintain, order_holes):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

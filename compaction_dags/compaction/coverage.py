@@ -4,7 +4,7 @@ Covered is what pages that lie in raw say they cover, file by file: a microbatch
 nor does a page whose bytes are damaged. What is left to do stands in the state after the hour's newest microbatch.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -140,6 +140,38 @@ def rows_of_hour(accounts: Iterable[Account], *, is_closed: bool) -> list[dict[s
     rules = [stretch for stretch in told if stretch.kind == RULE]
     stretches = sorted([*left, *covered, *gaps, *rules], key=_place)
     return [_row(stretch, is_closed=is_closed) for stretch in stretches]
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """What became of a query's line, in half-open ranges of ids, no two of which overlap."""
+
+    covered: tuple[tuple[int, int], ...]
+    todo: tuple[tuple[int, int], ...]
+    gaps: tuple[tuple[int, int], ...]
+    lost: tuple[tuple[int, int], ...]
+    """What a frontier passed and no raw hour tells of."""
+
+
+def timelines(hours: Mapping[Any, Iterable[Mapping[str, Any]]]) -> dict[str, Timeline]:
+    """The rows of raw hours (by hour, whatever sorts them) put together, by query."""
+    by_query: dict[str, dict[str, list[tuple[int, int]]]] = {}
+    newest = max((hour for hour, rows in hours.items() if any(row["kind"] == FRONTIER for row in rows)), default=None)
+    for hour, rows in hours.items():
+        for row in rows:
+            if row["kind"] != RULE and (row["kind"] != TODO or hour == newest):
+                stretches = by_query.setdefault(row["query"], {}).setdefault(row["kind"], [])
+                stretches.append((row["since_id"] + 1, row["until_id"]))
+    return {query: _timeline(stretches) for query, stretches in sorted(by_query.items())}
+
+
+def _timeline(stretches: Mapping[str, Sequence[tuple[int, int]]]) -> Timeline:
+    told: list[tuple[int, int]] = []
+    parts = []
+    for kind in (COVERED, TODO, GAP, FRONTIER):
+        parts.append(tuple(joined(without(joined(stretches.get(kind, ())), told))))
+        told += parts[-1]
+    return Timeline(*parts)
 
 
 def _merged(told: Iterable[Stretch], less: Iterable[Stretch] = ()) -> list[Stretch]:

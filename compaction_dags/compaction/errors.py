@@ -35,3 +35,7 @@ class TransformError(CompactionError):
 
 class HelperLostError(CompactionError):
     """A process that shared the work ended by itself. Nothing was committed; trying again may help."""
+
+
+class StaleHoursError(CompactionError):
+    """Raw hours wait to be compacted, so that what was collected is not known yet. Compact them first."""

@@ -18,6 +18,7 @@ from schemas.keys import LakeKeys, RawHour
 from schemas.settings import Lake as LakeSettings
 
 _REFUSALS = frozenset({400, 401, 403, 404})
+_TAKEN = 412
 _PASSING = frozenset({"BadDigest", "IncompleteBody", "RequestTimeout"})
 """Codes that come with a 400 and yet say nothing but that the line was bad."""
 _PIECE = 1 << 20
@@ -120,6 +121,15 @@ class Lake:
             content: bytes = self._client.get_object(Bucket=self.settings.bucket, Key=key)["Body"].read()
         return content
 
+    def read_if_there(self, key: str) -> bytes | None:
+        """The same, or None if there is no such object."""
+        with self._errors(key):
+            try:
+                content: bytes = self._client.get_object(Bucket=self.settings.bucket, Key=key)["Body"].read()
+            except self._client.exceptions.NoSuchKey:
+                return None
+        return content
+
     def open(self, key: str, size: int) -> io.RawIOBase:
         """An object of so many bytes as a file, of which every read is a request."""
         return _Remote(lambda start, end: self._range(key, start, end), size)
@@ -145,6 +155,17 @@ class Lake:
     def sizes(self, below: str) -> dict[str, int]:
         """Every object whose key begins so, with its bytes."""
         return {found.key: found.size for found in self._listing(below)}
+
+    def put_new(self, key: str, content: bytes) -> bool:
+        """Store a small object unless there is one of that key. Returns whether it was stored, as far as is known."""
+        with self._errors(key):
+            try:
+                self._client.put_object(Bucket=self.settings.bucket, Key=key, Body=content, IfNoneMatch="*")
+            except ClientError as error:
+                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != _TAKEN:
+                    raise
+                return False
+        return True
 
     def uri(self, key: str) -> str:
         return f"s3://{self.settings.bucket}/{key}"

@@ -4,15 +4,12 @@ import asyncio
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from ingester.commands.common import settings_problems_told, with_config
+from schemas.orders import Order
 from schemas.settings import Settings, load
-
-if TYPE_CHECKING:
-    from ingester.orders import Order
 
 REACH = timedelta(days=7)
 """How far back X answers."""
@@ -49,8 +46,6 @@ def backfill(config: Path | None, name: str, since: datetime, until: datetime) -
       tweetlake backfill --query python --since 2026-11-19T06:00 --until 2026-11-19T09:00
       tweetlake backfill --query python --since 2026-11-19 --until 2026-11-20T00:00+01:00
     """
-    from ingester.orders import Order
-
     with settings_problems_told():
         settings = load(config)
     now = datetime.now(UTC)
@@ -77,7 +72,7 @@ def _check(settings: Settings, name: str, since: datetime, until: datetime, now:
         click.echo(f"X answers seven days back: what lies before {now - REACH:%Y-%m-%dT%H:%MZ} is given up.", err=True)
 
 
-def _leave(settings: Settings, order: "Order") -> str:
+def _leave(settings: Settings, order: Order) -> str:
     from ingester.errors import NeedsOperator, Transient
     from ingester.s3 import S3
     from schemas.keys import LakeKeys

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ingester.answers import counts_facts, posts_by_day
-from ingester.orders import Order
+from schemas.orders import Order
 from schemas import snowflake
 from schemas.keys import LakeKeys
 from tests.ingester.simulation import (

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ingester.orders import Order
+from schemas.orders import Order
 from sandbox.conservation import Conserved
 from sandbox.leash import kill
 from sandbox.s3_faults import KINDS, S3Fault, S3Proxy, running_s3_proxy

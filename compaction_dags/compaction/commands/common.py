@@ -53,9 +53,10 @@ def say(error: Exception) -> None:
 
 def exit_code(error: Exception) -> int:
     """Whether trying again helps, as an exit code."""
-    from compaction_dags.compaction.errors import ConflictError, LakeUnreachableError
+    from compaction_dags.compaction.errors import ConflictError, LakeUnreachableError, StaleHoursError
 
-    return EXIT_TEMPORARY if isinstance(error, ConflictError | LakeUnreachableError) else EXIT_FAILED
+    passing = ConflictError | LakeUnreachableError | StaleHoursError
+    return EXIT_TEMPORARY if isinstance(error, passing) else EXIT_FAILED
 
 
 def worst(errors: Iterable[Exception]) -> int:
