@@ -5,12 +5,12 @@ light.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import Asset, ExceptionRetryPolicy, RetryAction, RetryRule, TriggerRule, get_current_context, task
+from airflow.sdk.exceptions import AirflowSkipException
 
 log = logging.getLogger("tweetlake.steps")
 
@@ -63,8 +63,17 @@ def told_now_and_then(hour: str, done: int, total: int) -> None:
         log.info("%s: %d of %d microbatches read", hour, done, total)
 
 
-def in_words(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items())
+def in_words(counts: Mapping[str, Any]) -> str:
+    """Counts as a sentence; where there is one for each of several keys, the keys with theirs, if there are any."""
+    return ", ".join(
+        f"{name.replace('_', ' ')} {_number(count)}" for name, count in counts.items() if count or count == 0
+    )
+
+
+def _number(count: Any) -> str:
+    if isinstance(count, Mapping):
+        return "(" + ", ".join(f"{key} {number:,}" for key, number in count.items()) + ")"
+    return f"{count:,}"
 
 
 @task(execution_timeout=timedelta(hours=1), map_index_template="{{ hour }}")
@@ -87,19 +96,21 @@ def compact(hour: str) -> dict[str, Any]:
 )
 def announce(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     """Tells every DAG downstream which hours are new."""
-    hours = [summary["hour"] for summary in summaries[:]]
+    hours = [summary["hour"] for summary in summaries[:] if not summary.get("is_as_before")]
+    if not hours:
+        raise AirflowSkipException("no hour is new")  # or there would be an event without a partition
     get_current_context()["outlet_events"][CURATED_TWEETS].add_partitions(hours)
     return hours
 
 
 @task(execution_timeout=timedelta(minutes=5))
-def totals(summaries: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def totals(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The sums of the run. Not reached when an hour failed, and so the run fails with it."""
-    sums = Counter[str]()
-    for summary in summaries[:]:
-        sums.update({name: count for name, count in summary.items() if name != "hour"})
+    from compaction_dags.compaction.checks import HourSummary
+
+    sums = sum((HourSummary.of(summary) for summary in summaries[:]), HourSummary()).as_dict()
     log.info("together: %s", in_words(sums))
-    return dict(sums)
+    return sums
 
 
 def compact_each(hours: Any, at_once: int) -> None:

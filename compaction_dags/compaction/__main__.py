@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from compaction_dags.compaction.commands.common import errors_told, say, with_config, worst
 from compaction_dags.compaction.commands.freshness import freshness
 from compaction_dags.compaction.commands.holes import order_holes
+from compaction_dags.compaction.commands.rebuild import rebuild
 from compaction_dags.compaction.commands.upkeep import maintain
 from schemas.keys import RawHour
 from schemas.settings import Settings, load
@@ -108,6 +109,7 @@ def _shown(console: Console, hours: int) -> Iterator["Report"]:
 
 for command in (freshness, maintain, order_holes):
     main.add_command(command)
+main.add_command(rebuild)
 
 
 if __name__ == "__main__":

@@ -55,10 +55,18 @@ def list_hour(lake: Lake, hour: RawHour, consumed: CuratedTable) -> list[RawObje
     known = _consumed(consumed, lambda partition: partition == wanted).get(hour)
     before = known.microbatches if known else set()
     listed = lake.raw_of_hour(hour)  # after that, or what another run consumes meanwhile would seem to be missing
-    missing = sorted(key for key, _ in before - {found.identity for found in listed})
-    if missing:
-        raise RawMissingError(_missing_words(hour, missing))
+    _check_all_there(hour, before, listed)
     return listed
+
+
+def find_between(lake: Lake, consumed: CuratedTable, first: RawHour, last: RawHour) -> list[RawHour]:
+    """The hours of a range that raw or the tables have, oldest first. Raises RawMissingError if microbatches are gone."""
+    known = _consumed(consumed, lambda partition: str(first) <= str(partition) <= str(last))
+    days = [first.date + timedelta(days=number) for number in range((last.date - first.date).days + 1)]
+    listed = {hour: found for hour, found in _listed(lake, days).items() if first <= hour <= last}
+    for hour, before in sorted(known.items()):
+        _check_all_there(hour, before.microbatches, listed.get(hour, ()))
+    return sorted(listed.keys() | known.keys())
 
 
 def closed_spools(lake: Lake, hour: RawHour) -> frozenset[str]:
@@ -104,6 +112,12 @@ def _spools(listed: Iterable[RawObject]) -> set[str]:
         with contextlib.suppress(ValueError):  # what has another name came from no spool
             spools.add(MicrobatchName.parse(found.key).spool_id)
     return spools
+
+
+def _check_all_there(hour: RawHour, consumed: set[tuple[str, int]], listed: Iterable[RawObject]) -> None:
+    missing = sorted(key for key, _ in consumed - {found.identity for found in listed})
+    if missing:
+        raise RawMissingError(_missing_words(hour, missing))
 
 
 def _missing_words(hour: RawHour, missing: Sequence[str]) -> str:

@@ -79,6 +79,8 @@ class DataFile:
     size: int = field(compare=False)
     rows: int = field(compare=False)
     stats: str = field(default="", compare=False)
+    raw_keys: tuple[str, str] | None = field(default=None, compare=False)
+    """The first and the last microbatch that rows of it come from; None if that is not known."""
 
     @property
     def content(self) -> str:
@@ -89,6 +91,13 @@ class DataFile:
     def sources(self) -> int:
         """How many microbatches it was made from, where it holds all of a raw hour; else 0."""
         return int(found["sources"]) if (found := self._named()) else 0
+
+    def may_come_from(self, prefix: str) -> bool:
+        """Whether rows of it may come from microbatches whose key begins so."""
+        if self.raw_keys is None:
+            return True
+        first, last = self.raw_keys
+        return first[: len(prefix)] <= prefix <= last
 
     def _named(self) -> re.Match[str] | None:
         return _NAME.fullmatch(self.path.rsplit("/", 1)[-1])
@@ -195,14 +204,7 @@ class CuratedTable:
 
     def read(self, files: Iterable[DataFile], columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of some files, whole and in memory; for small tables."""
-        wanted = self.file_schema.names if columns is None else columns
-        schema = pa.schema([self.file_schema.field(name) for name in wanted])
-        tables = [schema.empty_table()]
-        for file in files:
-            stored = pq.ParquetFile(self._opened(file, columns), pre_buffer=True)
-            present = [name for name in wanted if name in stored.schema_arrow.names]
-            tables.append(conformed(stored.read(columns=present), schema))
-        return pa.concat_tables(tables)
+        return read_files(self.name, (self._opened(file, columns) for file in files), columns)
 
     def _opened(self, file: DataFile, columns: Sequence[str] | None) -> Any:
         """A data file to read from: of a large one only what is asked for is fetched."""
@@ -432,6 +434,18 @@ class CuratedTable:
 # --- Parquet ---
 
 
+def read_files(name: str, files: Iterable[Any], columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of Parquet files of a table, whole and in memory. Files are paths or open ones."""
+    wanted = file_schema(name).names if columns is None else columns
+    schema = pa.schema([file_schema(name).field(each) for each in wanted])
+    tables = [schema.empty_table()]
+    for file in files:
+        stored = pq.ParquetFile(file, pre_buffer=True)
+        present = [each for each in wanted if each in stored.schema_arrow.names]
+        tables.append(conformed(stored.read(columns=present), schema))
+    return pa.concat_tables(tables)
+
+
 def local_file(name: str, work: Path) -> Path:
     """A name in a folder for a Parquet file of a table that no other has."""
     return work / f"{name}-{secrets.token_hex(8)}.parquet"
@@ -506,8 +520,12 @@ def _parquet_options(name: str) -> dict[str, Any]:
 def _ranged(name: str) -> list[str]:
     """The columns of a table whose least and greatest value per file stand in the Delta log."""
     schema = file_schema(name)
-    candidates = (KEYS.get(name), "created_at")
-    return [each for each in candidates if each in schema.names and not pa.types.is_string(schema.field(each).type)]
+    numbers = [
+        each
+        for each in (KEYS.get(name, ""), "created_at")
+        if each in schema.names and not pa.types.is_string(schema.field(each).type)
+    ]
+    return [*numbers, "raw_key"] if name == "tweets" else numbers  # a rebuild looks for the rows of a raw hour
 
 
 def _properties(name: str) -> dict[str, str]:
@@ -570,12 +588,19 @@ def _digest(file: Path) -> str:
 def _files(table: DeltaTable) -> dict[Partition, tuple[DataFile, ...]]:
     found: dict[Partition, list[DataFile]] = {}
     actions = pa.table(table.get_add_actions(flatten=True))
-    columns = ("path", "size_bytes", "num_records", "partition.date", "partition.hour")
+    columns = ("path", "size_bytes", "num_records", "partition.date", "partition.hour", "min.raw_key", "max.raw_key")
     for row in actions.select([name for name in columns if name in actions.column_names]).to_pylist():
         partition = Partition(row["partition.date"], int(row["partition.hour"]))
         path = unquote(row["path"])  # the log writes it as a URL, and delta-rs makes one again of what we give it
+        first, last = row.get("min.raw_key"), row.get("max.raw_key")
         found.setdefault(partition, []).append(
-            DataFile(path, partition, int(row["size_bytes"]), int(row.get("num_records") or 0))
+            DataFile(
+                path,
+                partition,
+                int(row["size_bytes"]),
+                int(row.get("num_records") or 0),
+                raw_keys=None if first is None or last is None else (first, last),
+            )
         )
     return {partition: tuple(sorted(files, key=lambda file: file.path)) for partition, files in found.items()}
 
