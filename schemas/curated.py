@@ -382,6 +382,12 @@ _INGESTED = [
         DERIVED + "raw zone",
         "No spool that wrote into the raw hour could add to it any more; null: consumed by a release that did not look.",
     ),
+    _count("duplicates", DERIVED + "merging", "Posts of it which the raw hour has again, as late or later."),
+    _text(
+        "unknown_keys",
+        DERIVED + "decoder",
+        "Keys of X's answers without a column, as a JSON object of paths and counts; null: none were found.",
+    ),
 ]
 
 _COVERAGE = [

@@ -1,10 +1,15 @@
 """The arithmetic that must hold before anything is committed: no row vanishes without being counted."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
 
 from compaction_dags.compaction.errors import AccountingError
 from compaction_dags.compaction.tables import Change, Partition
+
+_MOST_KEYS: Final = 100
+"""How many keys are named in a summary: a page can hold any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +29,33 @@ class HourSummary:
     """Tweets that the user's transform dropped."""
     rejected: int = 0
     """Objects, pages or parts of files that could not be used; each is a row of `rejects`."""
+    unknown_keys: Counter[str] = field(default_factory=Counter)
+    """Keys of X's answers without a column, by path, with how often they were met; they are kept in `extras`."""
+    misfits: Counter[str] = field(default_factory=Counter)
+    """Values that do not fit their column, by path; they are kept in `extras` too."""
 
-    def as_dict(self) -> dict[str, int]:
-        return asdict(self)
+    @property
+    def counts(self) -> dict[str, int]:
+        """The plain numbers."""
+        found = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in found.items() if isinstance(value, int)}
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON may hold it, the commonest keys only."""
+        return self.counts | {
+            "unknown_keys": dict(self.unknown_keys.most_common(_MOST_KEYS)),
+            "misfits": dict(self.misfits.most_common(_MOST_KEYS)),
+        }
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> "HourSummary":
+        """From `as_dict`; what else is there is passed over."""
+        known: dict[str, Any] = {each.name: found[each.name] for each in fields(cls) if each.name in found}
+        known |= {name: Counter(value) for name, value in known.items() if isinstance(value, Mapping)}
+        return cls(**known)
 
     def __add__(self, other: "HourSummary") -> "HourSummary":
-        mine, theirs = self.as_dict(), other.as_dict()
-        return HourSummary(**{name: mine[name] + theirs[name] for name in mine})
+        return HourSummary(**{each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(self)})
 
 
 @dataclass(slots=True)
@@ -43,20 +68,27 @@ class Merged:
     """Distinct ids among them."""
     merged: int = 0
     """Rows that merging made of them."""
+    duplicates: Counter[str] = field(default_factory=Counter)
+    """Rows that it left out, by the microbatch they came from."""
     kept: int = 0
     """Rows that the user's transform left of these."""
     filtered: Counter[str] = field(default_factory=Counter)
     """Rows that it did not, by the microbatch they came from."""
     together: int = 0
     """Distinct ids of what was kept and what was in the table."""
+    removed: int = 0
+    """Rows of this raw hour in the table that a rebuild of it does not give any more."""
 
     def __add__(self, other: "Merged") -> "Merged":
         return Merged(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Merged)))
 
 
 def check_event_hour(partition: Partition, change: Change, counts: Merged) -> None:
-    """The shrink guard: no tweet is lost that was there or is new, and none is made up. Raises AccountingError."""
-    before, after = change.rows_before, change.rows_after
+    """The shrink guard: no tweet is lost that was there or is new, and none is made up. Raises AccountingError.
+
+    Only what a rebuild removed, which is counted apart, may be missing.
+    """
+    before, after = change.rows_before - counts.removed, change.rows_after
     if after != counts.together or after < before:
         raise AccountingError(
             f"tweets {partition}: {before} rows and {counts.kept} new ones make {counts.together}, "
@@ -67,5 +99,5 @@ def check_event_hour(partition: Partition, change: Change, counts: Merged) -> No
 def check_summary(summary: HourSummary) -> None:
     """What was decoded = written + duplicates + filtered, each counted at its own place. Raises AccountingError."""
     accounted = summary.tweets_written + summary.duplicates + summary.filtered
-    if summary.rows_in != accounted or min(summary.as_dict().values()) < 0:
+    if summary.rows_in != accounted or min(summary.counts.values()) < 0:
         raise AccountingError(f"rows do not add up, nothing was committed: {summary}")

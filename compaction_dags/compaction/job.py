@@ -5,6 +5,8 @@ crash in between only means that the hour is still stale and is done again, with
 """
 
 import itertools
+import json
+import logging
 import os
 import tempfile
 from collections import Counter
@@ -16,11 +18,13 @@ from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from compaction_dags.compaction import coverage, plan, transform
 from compaction_dags.compaction.checks import HourSummary, Merged, check_event_hour, check_summary
 from compaction_dags.compaction.completeness import Ledger, News
 from compaction_dags.compaction.crew import Crew
+from compaction_dags.compaction.differences import Rebuilding
 from compaction_dags.compaction.errors import (
     AccountingError,
     CompactionError,
@@ -35,6 +39,7 @@ from compaction_dags.compaction.spill import KeyRange, SortedRows, ids_of, parti
 from compaction_dags.compaction.tables import (
     Build,
     Change,
+    Check,
     CuratedTable,
     DataFile,
     LocalFile,
@@ -47,14 +52,21 @@ from schemas.curated import TABLES
 from schemas.keys import RawHour
 from schemas.settings import Settings
 
+log = logging.getLogger("tweetlake.compaction")
+
 ROWS_PER_FILE = 131_072
 """Tweets of a file, four row groups: about 18 MB. An hour with more has several files, which processes write at once."""
 _BYTES_PER_STEP: Final = 4_000_000
 _BYTES_PER_PROCESS: Final = 12_000_000
 """Raw that makes it worth to start one more process, which takes a second of CPU: about three seconds of work."""
+_HOURS_BACK: Final = 72
+"""How far back it is looked for a microbatch without unknown keys."""
 _MOST_PROCESSES: Final = 2
 """Unless the settings ask for more: a machine has other things to do, and memory grows with them."""
 _OF_ONE_HOUR = (AccountingError, ConflictError, HelperLostError, RawMissingError, UnknownFormatError)
+
+REBUILT = ("tweets", *SIDE_TABLES, "rejects")
+"""What a rebuild compares: the tables whose rows pages alone decide. The others tell of the run, and of the time since."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the raw hour, the microbatches read so far and how many there are."""
@@ -86,15 +98,21 @@ def plan_hours(
 
 
 def compact_hour(
-    settings: Settings, hour: str, progress: Progress = lambda *_: None, now: datetime | None = None
+    settings: Settings,
+    hour: str,
+    progress: Progress = lambda *_: None,
+    now: datetime | None = None,
+    rebuilding: Rebuilding | None = None,
 ) -> HourSummary:
     """Compact one raw hour, all its microbatches, into every curated table. Doing it again changes nothing.
+
+    `rebuilding`: rows of this raw hour that are not given any more are removed, and what differs is noted there.
 
     Raises the errors of `errors.py`; whatever it raises, tables hold a whole version and the hour can be done again.
     """
     keep_for_reuse()
     with tempfile.TemporaryDirectory(prefix="tweetlake-") as work:
-        return _Hour(settings, RawHour.parse(hour), Path(work), now or datetime.now(UTC)).run(progress)
+        return _Hour(settings, RawHour.parse(hour), Path(work), now or datetime.now(UTC), rebuilding).run(progress)
 
 
 def compact(
@@ -126,7 +144,10 @@ def compact(
 class _Hour:
     """One raw hour on its way through."""
 
-    def __init__(self, settings: Settings, hour: RawHour, work: Path, now: datetime) -> None:
+    def __init__(
+        self, settings: Settings, hour: RawHour, work: Path, now: datetime, rebuilding: Rebuilding | None
+    ) -> None:
+        self._rebuilding = rebuilding
         self._settings = settings
         self._hour = hour
         self._now = now
@@ -135,10 +156,12 @@ class _Hour:
         self._tables = {name: CuratedTable(self._lake, name) for name in TABLES}
         self._transform = transform.load(settings.transform.function)
         self._read = StepRead()
+        self._event_hours: set[Partition] = set()
         self._runs: dict[str, list[SortedRows]] = {}
         self._sides: dict[str, list[LocalFile]] = {}
         self._merged: dict[Partition, Merged] = {}
         self._is_closed = False
+        self._accounting: dict[str, str] = {}
 
     def run(self, progress: Progress) -> HourSummary:
         """The story of an hour."""
@@ -147,14 +170,20 @@ class _Hour:
         self._is_closed = plan.is_closed(listed, closed)
         with self._crew(listed) as crew:
             self._decode(crew, listed, progress)
+            if self._rebuilding is not None:
+                self._prepare_rebuild()
             self._write_sides(crew)
             self._merge_tweets(crew)
+        summary = self._summary()
+        self._accounting = {"tweetlake.summary": json.dumps(summary.as_dict())}
         for name in SIDE_TABLES:
             self._replace_side(name)
         self._replace_whole("rejects", lambda *_: map(read_unsorted, self._read.rejects))
-        self._tell_completeness(self._tell_coverage())
-        self._replace_whole("ingested_files", self._ingested_rows)
-        return self._summary()
+        if self._rebuilding is None or not self._rebuilding.check_only:
+            self._tell_completeness(self._tell_coverage())
+            self._replace_whole("ingested_files", self._ingested_rows)
+        self._tell_unknown_keys(summary)
+        return summary
 
     def _crew(self, listed: Sequence[RawObject]) -> Crew[Worker]:
         """As many processes as are worth it."""
@@ -181,6 +210,7 @@ class _Hour:
 
         for step in crew.map(Worker.read, list(steps(listed)), tell):
             self._read += step
+        self._event_hours |= self._read.event_hours
         for runs in crew.everywhere(Worker.runs):
             for name, found in runs.items():
                 self._runs.setdefault(name, []).extend(found)
@@ -188,13 +218,7 @@ class _Hour:
     # Tweets: by event hour, merged with what is there.
 
     def _merge_tweets(self, crew: Crew[Worker]) -> None:
-        self._tables["tweets"].replace(
-            self._read.event_hours,
-            lambda present: self._tweets(crew, present),
-            metadata=self._metadata(),
-            now=self._now,
-            check=self._check_tweets,
-        )
+        self._put("tweets", self._event_hours, lambda present: self._tweets(crew, present), check=self._check_tweets)
 
     def _tweets(self, crew: Crew[Worker], present: Present) -> dict[Partition, list[LocalFile]]:
         """The tweets of these event hours: those in the table and the new ones, divided into files of some size."""
@@ -211,7 +235,11 @@ class _Hour:
         within = ids_of(event_hour)
         new = [run for run in self._runs["tweets"] if run.overlaps(within)]
         old = [stored(self._tables["tweets"].fetch(file, self._work), "tweets") for file in present]
-        return [TweetsShare(ids, *_holding(ids, new, old)) for ids in shares([*old, *new], within, ROWS_PER_FILE)]
+        rebuilt = frozenset(noted.found.key for noted in self._read.microbatches) if self._rebuilding else frozenset()
+        return [
+            TweetsShare(ids, _holding(ids, new), _holding(ids, old), rebuilt)
+            for ids in shares([*old, *new], within, ROWS_PER_FILE)
+        ]
 
     def _check_tweets(self, changes: Mapping[Partition, Change]) -> None:
         for event_hour, change in changes.items():
@@ -229,6 +257,8 @@ class _Hour:
             duplicates=sum(counts.read - counts.ids for counts in merged),
             filtered=sum(counts.merged - counts.kept for counts in merged),
             rejected=sum(noted.rejects for noted in files),
+            unknown_keys=sum((noted.unknown_keys for noted in files), Counter[str]()),
+            misfits=self._read.misfits,
         )
 
     # The other tables: by raw hour, replaced whole.
@@ -244,13 +274,59 @@ class _Hour:
         self._replace(name, self._tables[name].making(build, self._work))
 
     def _replace(self, name: str, make: Make) -> None:
-        self._tables[name].replace(
-            [partition_of(self._hour)],
-            make,
-            metadata=self._metadata(),
-            now=self._now,
-            sources=len(self._read.microbatches),
-        )
+        self._put(name, [partition_of(self._hour)], make, sources=len(self._read.microbatches))
+
+    def _put(
+        self,
+        name: str,
+        partitions: Iterable[Partition],
+        make: Make,
+        *,
+        sources: int = 0,
+        check: Check = lambda _: None,
+    ) -> None:
+        table = self._tables[name]
+        if self._rebuilding is not None and name in REBUILT:
+            make = self._rebuilding.noting(table, make, self._work)
+            if self._rebuilding.check_only:
+                snapshot = table.open()
+                make({partition: snapshot.of(partition) if snapshot else () for partition in partitions})
+                return
+        table.replace(partitions, make, metadata=self._metadata(), now=self._now, sources=sources, check=check)
+
+    # Rebuilding.
+
+    def _prepare_rebuild(self) -> None:
+        """Nothing is removed because raw changed, and no row of this raw hour is overlooked. Raises RawMissingError."""
+        table = self._tables["ingested_files"]
+        snapshot = table.open()
+        files = snapshot.of(partition_of(self._hour)) if snapshot else ()
+        rows = table.read(files, ["raw_key", "sha256"])
+        known = dict(zip(rows["raw_key"].to_pylist(), rows["sha256"].to_pylist(), strict=True))
+        changed = [
+            noted.found.key
+            for noted in self._read.microbatches
+            if noted.sha256 != known.get(noted.found.key, noted.sha256)
+        ]
+        if changed:
+            raise RawMissingError(
+                f"raw hour {self._hour}: {len(changed)} microbatches are not what was consumed: "
+                f"{', '.join(changed[:3])}. The tables were left as they are; restore the objects"
+            )
+        self._event_hours |= self._with_rows_of_this_hour()
+
+    def _with_rows_of_this_hour(self) -> set[Partition]:
+        """Event hours in the table that hold tweets of this raw hour, whether pages still give any or not."""
+        table, prefix = self._tables["tweets"], self._lake.keys.raw_hour(self._hour)
+        if (snapshot := table.open()) is None:
+            return set()
+        likely = [
+            event_hour
+            for event_hour, files in snapshot.files.items()
+            if event_hour not in self._event_hours and any(file.may_come_from(prefix) for file in files)
+        ]
+        rows = table.read_many(snapshot, likely, ["raw_key"])
+        return {event_hour for event_hour, keys in rows if pc.any(pc.starts_with(keys["raw_key"], prefix)).as_py()}
 
     # What was collected, and what was not.
 
@@ -268,7 +344,7 @@ class _Hour:
 
     def _tell_completeness(self, covered: Mapping[str, Sequence[tuple[int, int]]]) -> None:
         counts = [count for noted in self._read.microbatches for count in noted.counts]
-        news = News(self._hour, frozenset(self._read.event_hours), covered, counts)
+        news = News(self._hour, frozenset(self._event_hours), covered, counts)
         completeness = self._tables["completeness"]
         ledger = Ledger(completeness, self._tables["tweets"], news, self._work)
         completeness.replace(news.hours, ledger.make, metadata=self._metadata(), now=self._now)
@@ -278,6 +354,7 @@ class _Hour:
         table = self._tables["ingested_files"]
         name, digest = (self._transform.name, self._transform.version) if self._transform else (None, None)
         filtered = sum((counts.filtered for counts in self._merged.values()), Counter[str]())
+        duplicates = sum((counts.duplicates for counts in self._merged.values()), Counter[str]())
         rows = [
             {
                 "raw_key": noted.found.key,
@@ -296,6 +373,8 @@ class _Hour:
                 "code_version": version("tweetlake"),
                 "ingested_at": self._now,
                 "is_closed": self._is_closed,
+                "duplicates": duplicates[noted.found.key],
+                "unknown_keys": json.dumps(noted.unknown_keys) if noted.unknown_keys else None,
             }
             for noted in sorted(self._read.microbatches, key=lambda one: one.found.key)
         ]
@@ -304,12 +383,37 @@ class _Hour:
         return [old if old.drop_columns("ingested_at").equals(new.drop_columns("ingested_at")) else new]
 
     def _metadata(self) -> dict[str, str]:
-        """What a commit says of itself in the Delta log."""
-        return {"tweetlake.raw_hour": str(self._hour), "tweetlake.version": version("tweetlake")}
+        """What a commit says of itself in the Delta log; once tweets are merged, the row accounting of the run too."""
+        return {"tweetlake.raw_hour": str(self._hour), "tweetlake.version": version("tweetlake")} | self._accounting
+
+    def _tell_unknown_keys(self, summary: HourSummary) -> None:
+        """Say in the log which keys have no column, and which hours to rebuild once they have one."""
+        if not summary.unknown_keys:
+            return
+        files = sorted(self._read.microbatches, key=lambda one: one.found.key)
+        since = str(self._hour) if not files[0].unknown_keys else self._last_clean_hour()
+        log.warning(
+            "%s: keys of X's answers without a column, kept in extras: %s. Samples were without them %s: "
+            "once they have a column, rebuild the raw hours from there on",
+            self._hour,
+            ", ".join(f"{key} {count:,}" for key, count in summary.unknown_keys.most_common(20)),
+            f"until raw hour {since}" if since else "never in the hours before",
+        )
+
+    def _last_clean_hour(self) -> str:
+        """The newest raw hour before this one with a microbatch in which no such key was found; empty: none is near."""
+        table, this = self._tables["ingested_files"], partition_of(self._hour)
+        if (snapshot := table.open()) is None:
+            return ""
+        before = sorted((partition for partition in snapshot.files if partition < this), reverse=True)
+        for partition in before[:_HOURS_BACK]:
+            if table.read(snapshot.of(partition), ["unknown_keys"])["unknown_keys"].null_count:
+                return str(partition)
+        return ""
 
 
-def _holding(ids: KeyRange, *sources: Iterable[SortedRows]) -> list[tuple[SortedRows, ...]]:
-    return [tuple(one for one in rows if one.overlaps(ids)) for rows in sources]
+def _holding(ids: KeyRange, sources: Iterable[SortedRows]) -> tuple[SortedRows, ...]:
+    return tuple(one for one in sources if one.overlaps(ids))
 
 
 def steps(listed: Iterable[RawObject]) -> Iterator[list[RawObject]]:

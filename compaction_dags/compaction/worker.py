@@ -47,6 +47,7 @@ class Noted:
     pages: int = 0
     rows: int = 0
     rejects: int = 0
+    unknown_keys: Counter[str] = field(default_factory=Counter)
     account: Account = field(default_factory=lambda: Account(-1, ""))
     """What it tells of the collection."""
     counts: list[Count] = field(default_factory=list)
@@ -60,7 +61,6 @@ class StepRead:
     event_hours: set[Partition] = field(default_factory=set)
     rejects: list[Path] = field(default_factory=list)
     """Files of `spill.keep_unsorted`."""
-    unknown_keys: Counter[str] = field(default_factory=Counter)
     misfits: Counter[str] = field(default_factory=Counter)
 
     def __add__(self, other: "StepRead") -> "StepRead":
@@ -68,7 +68,6 @@ class StepRead:
             self.microbatches + other.microbatches,
             self.event_hours | other.event_hours,
             self.rejects + other.rejects,
-            self.unknown_keys + other.unknown_keys,
             self.misfits + other.misfits,
         )
 
@@ -80,6 +79,8 @@ class TweetsShare:
     ids: KeyRange
     new: tuple[SortedRows, ...]
     old: tuple[SortedRows, ...]
+    rebuilt: frozenset[str] = frozenset()
+    """Microbatches whose rows in the table are rebuilt: they count no more, but for who found a tweet and when first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,8 @@ class Worker:
             for key, count in counted(tweets["raw_key"]).items():
                 noted[key].rows += count
             step.event_hours |= event_hours(tweets["id"])
-            step.unknown_keys += decoded.unknown_keys
+            for key, unknown in decoded.unknown_keys_of.items():
+                noted[key].unknown_keys += unknown
             step.misfits += decoded.misfits
             for name, rows in decoded.tables.items():
                 self._spill.add(name, rows)
@@ -171,6 +173,8 @@ class Worker:
         for ids in cut([*share.old, *share.new], share.ids):
             fresh = self._new_tweets(together(new, ids, schema), counts)
             stored = together(old, ids, schema)
+            if share.rebuilt:
+                stored = _behind(stored, fresh, share.rebuilt, counts)
             counts.together += distinct(fresh[key], stored[key])
             yield merged_tweets(pa.concat_tables([fresh, stored])) if stored.num_rows else fresh
 
@@ -182,7 +186,10 @@ class Worker:
         counts.ids += distinct(read[KEYS["tweets"]])
         counts.merged += folded.num_rows
         counts.kept += kept.num_rows
-        counts.filtered += counted(folded["raw_key"]) - counted(kept["raw_key"])
+        of_file = counted(folded["raw_key"])
+        counts.duplicates += counted(read["raw_key"]) - of_file
+        if self._transform:
+            counts.filtered += of_file - counted(kept["raw_key"])
         return kept
 
     def write_side(self, side: SideRows) -> list[LocalFile]:
@@ -193,6 +200,19 @@ class Worker:
         opened = Opened(side.runs)
         for keys in cut(side.runs):
             yield latest_rows(together(opened, keys, file_schema(side.table)), KEYS[side.table])
+
+
+def _behind(stored: pa.Table, fresh: pa.Table, rebuilt: frozenset[str], counts: Merged) -> pa.Table:
+    """Rows of the table so that those which are rebuilt stand behind the fresh ones, or are gone where there is none."""
+    is_rebuilt = pc.is_in(stored["raw_key"], value_set=pa.array(sorted(rebuilt), pa.string()))
+    is_given = pc.is_in(stored[KEYS["tweets"]], value_set=fresh[KEYS["tweets"]].combine_chunks())
+    stays = pc.or_(pc.invert(is_rebuilt), is_given)
+    counts.removed += stored.num_rows - int(pc.sum(stays).as_py() or 0)
+    at = stored.schema.get_field_index("fetched_at")
+    before_all = pa.scalar(0, stored.schema.field(at).type)
+    return stored.set_column(
+        at, stored.schema.field(at), pc.if_else(is_rebuilt, before_all, stored["fetched_at"])
+    ).filter(stays)
 
 
 def distinct(*columns: pa.ChunkedArray) -> int:

@@ -53,6 +53,7 @@ class _Run:
         self._parse = parse
         self._tables: list[dict[str, pa.Table]] = []
         self._found = exact.Found()
+        self._unknown_keys_of: dict[str, Counter[str]] = {}
         self.suspects: set[str] = set()
 
     def fast(self, pages: Sequence[RawPage]) -> None:
@@ -87,6 +88,8 @@ class _Run:
                 self._too_deep(page, error)
                 continue
             self._found.add(found)
+            if found.unknown_keys:
+                self._unknown_keys_of.setdefault(page.raw_key, Counter()).update(found.unknown_keys)
             if found.unknown_columns:
                 self.suspects.add(page.raw_key)
 
@@ -106,4 +109,6 @@ class _Run:
         if not parts or any(self._found.rows.values()):
             parts.append(self._found.tables())
         tables = {table: pa.concat_tables([part[table] for part in parts]) for table in DECODED}
-        return Decoded(tables, self._found.rejects, Counter(self._found.unknown_keys), Counter(self._found.misfits))
+        return Decoded(
+            tables, self._found.rejects, self._found.unknown_keys, self._unknown_keys_of, self._found.misfits
+        )

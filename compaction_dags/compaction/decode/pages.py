@@ -46,6 +46,8 @@ class Decoded:
     rejects: list[Reject]
     unknown_keys: Counter[str] = field(default_factory=Counter)
     """Keys of X's answers that have no column, by path (`tweets.new_key`), with how often they were met."""
+    unknown_keys_of: dict[str, Counter[str]] = field(default_factory=dict)
+    """The same by microbatch, where there are any."""
     misfits: Counter[str] = field(default_factory=Counter)
     """Values that did not fit their column and went to `extras`, by path."""
 
