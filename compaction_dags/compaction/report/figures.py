@@ -1,0 +1,193 @@
+"""What the report tells, gathered from `completeness` and `coverage`. The same tables give the same figures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from compaction_dags.compaction.coverage import COVERED, GAP, TODO, Timeline, timelines
+from compaction_dags.compaction.lake import Lake
+from compaction_dags.compaction.tables import CuratedTable, Partition
+from schemas import snowflake
+from schemas.settings import Settings
+from schemas.state import joined
+
+DEFAULT_SPAN = timedelta(days=7)
+LOST = "lost"
+"""Told by no raw hour, though the frontier passed it."""
+HOUR = timedelta(hours=1)
+_COMPLETENESS = ("query", "collected", "counted", "counted_at", "is_covered", "covered")
+_COVERAGE = ("query", "kind", "since_id", "until_id", "reason")
+
+
+@dataclass(frozen=True, slots=True)
+class Hour:
+    """An hour of a query."""
+
+    start: datetime
+    collected: int
+    counted: int | None
+    covered: float
+    """Share of the hour that pages cover, 0 to 1."""
+    is_covered: bool
+
+    @property
+    def ratio(self) -> float | None:
+        return self.collected / self.counted if self.counted else None
+
+    @property
+    def is_proved(self) -> bool:
+        """Covered wholly, and counted by X."""
+        return self.is_covered and self.counted is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A part of a query's time."""
+
+    kind: str
+    """covered, todo, gap or lost."""
+    start: datetime
+    end: datetime
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class QueryFigures:
+    """All that is told of a query."""
+
+    name: str
+    hours: tuple[Hour, ...]
+    stretches: tuple[Stretch, ...]
+    """In order of time; none overlaps another."""
+
+    @property
+    def collected(self) -> int:
+        return sum(hour.collected for hour in self.hours)
+
+    @property
+    def counted_hours(self) -> list[Hour]:
+        return [hour for hour in self.hours if hour.counted is not None]
+
+    @property
+    def ratio(self) -> float | None:
+        """Of the hours that X counted."""
+        counted = sum(hour.counted or 0 for hour in self.counted_hours)
+        return sum(hour.collected for hour in self.counted_hours) / counted if counted else None
+
+    @property
+    def proved(self) -> int:
+        return sum(hour.is_proved for hour in self.hours)
+
+    @property
+    def covered(self) -> float | None:
+        """The share of the time that was to be collected."""
+        lengths = {kind: timedelta() for kind in (COVERED, TODO, GAP, LOST)}
+        for stretch in self.stretches:
+            lengths[stretch.kind] += stretch.end - stretch.start
+        whole = sum(lengths.values(), timedelta())
+        return lengths[COVERED] / whole if whole else None
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The report in numbers."""
+
+    since: datetime
+    until: datetime
+    """Exclusive. Both are whole hours."""
+    queries: tuple[QueryFigures, ...]
+
+
+def gather(
+    settings: Settings,
+    *,
+    queries: Sequence[str] = (),
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> Figures | None:
+    """The figures of these queries, or of all that the tables know; the last seven days they know, unless told otherwise.
+
+    None if there is nothing to tell.
+    """
+    lake = Lake(settings.lake)
+    completeness, coverage = (CuratedTable(lake, name) for name in ("completeness", "coverage"))
+    known = completeness.open()
+    if known is None or not known.files:
+        return None
+    until = _ceiling(until) if until else _start(max(known.files)) + HOUR
+    since = _floor(since) if since else until - DEFAULT_SPAN
+    wanted = [partition for partition in sorted(known.files) if since <= _start(partition) < until]
+    hours = {partition: rows.to_pylist() for partition, rows in completeness.read_many(known, wanted, _COMPLETENESS)}
+    told: dict[Partition, list[dict[str, Any]]] = {}
+    if (snapshot := coverage.open()) is not None:  # what covers an hour was fetched in it or later
+        later = [partition for partition in sorted(snapshot.files) if _start(partition) >= since]
+        told = {partition: rows.to_pylist() for partition, rows in coverage.read_many(snapshot, later, _COVERAGE)}
+    lines = timelines(told)
+    names = {row["query"] for rows in hours.values() for row in rows} | lines.keys()
+    chosen = sorted(names & set(queries) if queries else names)
+    reasons = _reasons(told)
+    return Figures(
+        since,
+        until,
+        tuple(
+            QueryFigures(
+                name,
+                tuple(
+                    _hour(partition, row) for partition, rows in hours.items() for row in rows if row["query"] == name
+                ),
+                _stretches(lines.get(name), reasons.get(name, []), since, until),
+            )
+            for name in chosen
+        ),
+    )
+
+
+def _hour(partition: Partition, row: Mapping[str, Any]) -> Hour:
+    start = _start(partition)
+    whole = snowflake.first_id_at(start + HOUR) - snowflake.first_id_at(start)
+    covered = sum(stretch["until_id"] - stretch["since_id"] - 1 for stretch in row["covered"] or [])
+    return Hour(start, row["collected"], row["counted"], covered / whole, bool(row["is_covered"]))
+
+
+def _stretches(
+    line: Timeline | None, reasons: Sequence[tuple[int, int, str]], since: datetime, until: datetime
+) -> tuple[Stretch, ...]:
+    if line is None:
+        return ()
+    lowest, highest = snowflake.first_id_at(since), snowflake.first_id_at(until)
+    parts = ((COVERED, line.covered), (TODO, line.todo), (GAP, line.gaps), (LOST, line.lost))
+    found = [
+        Stretch(
+            kind,
+            snowflake.time_of(low),
+            snowflake.time_of(high),
+            tuple(sorted({why for start, end, why in reasons if start < high and low < end})) if kind == GAP else (),
+        )
+        for kind, ranges in parts
+        for low, high in joined((max(low, lowest), min(high, highest)) for low, high in ranges)
+    ]
+    return tuple(sorted(found, key=lambda stretch: (stretch.start, stretch.end)))
+
+
+def _reasons(told: Mapping[Partition, Sequence[Mapping[str, Any]]]) -> dict[str, list[tuple[int, int, str]]]:
+    """Why there are gaps, by query."""
+    found: dict[str, list[tuple[int, int, str]]] = {}
+    for rows in told.values():
+        for row in rows:
+            if row["kind"] == GAP:
+                found.setdefault(row["query"], []).append((row["since_id"] + 1, row["until_id"], row["reason"] or ""))
+    return found
+
+
+def _start(partition: Partition) -> datetime:
+    return datetime.fromisoformat(partition.date).replace(hour=partition.hour, tzinfo=UTC)
+
+
+def _floor(moment: datetime) -> datetime:
+    return moment.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+
+
+def _ceiling(moment: datetime) -> datetime:
+    whole = _floor(moment)
+    return whole if whole == moment else whole + HOUR
