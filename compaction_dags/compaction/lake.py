@@ -277,7 +277,7 @@ def _day(text: str) -> date | None:
 def _hint(code: str) -> str:
     hints = {
         "NoSuchBucket": "create lake.bucket or mend its name",
-        "AccessDenied": "grant ListBucket and GetObject on raw/, and PutObject, GetObject and DeleteObject on curated/",
+        "AccessDenied": "grant ListBucket, GetObject on raw/ and control/, PutObject, GetObject and DeleteObject on curated/",
         "InvalidAccessKeyId": "this access key is not known there",
         "SignatureDoesNotMatch": "the secret key is wrong, or the clock is off",
         "ExpiredToken": "renew the credentials",
