@@ -1,16 +1,19 @@
 """What is said of an hour's completeness is what the table holds, what X counted last, and what pages prove."""
 
 import threading
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from compaction_dags.compaction.completeness import Ledger
 from compaction_dags.compaction.counts import counts_of
+from schemas import snowflake
+from schemas.keys import LakeKeys
 from tests.compaction.collector import Collector, counts, gap, ids_within, window
 from tests.compaction.conftest import Place, hours
 from tests.compaction.pages import NOON, encode
+from tests.ingester.simulation import MemoryStore, SimulatedX, VirtualClock, live, settings
 
 HALF = timedelta(minutes=30)
 ONE = hours(1)
@@ -152,3 +155,36 @@ def test_a_page_of_counts_that_holds_none_is_a_reject_with_its_bytes(place: Plac
     (row,) = place.rows("rejects")
     assert row["reason"] == "page_not_counts"
     assert b'"number"' in row["body"]
+
+
+async def test_what_the_service_collected_of_a_simulated_x_is_proved_hour_by_hour(place: Place) -> None:
+    """The service, killed and away for hours in between, beside what the simulated X really had."""
+    clock = VirtualClock()
+    x, store = SimulatedX(clock, tweets_per_second=0.05), MemoryStore()
+    query = {"name": "one", "rule": "python", "poll_every_seconds": 30, "first_poll_hours": 30}
+    configured = settings(place.directory, query=[query], audit={"counts_daily": True})
+    await live(configured, clock, x, store, seconds=40, crash=True)
+    await live(configured, clock, x, store, seconds=900)
+    clock.seconds += 3 * 3600
+    run = await live(configured, clock, x, store, seconds=900)
+    state = run.service._work.journal.state.queries["one"]  # type: ignore[union-attr]
+    assert not state.todo
+    for name in store.microbatches():
+        key = LakeKeys().microbatch(name)
+        content, metadata = store.objects[key]
+        place.s3.client().put_object(
+            Bucket=place.s3.bucket, Key=f"{place.prefix}{key}", Body=content, Metadata=metadata
+        )
+    place.compact()
+    told = place.rows("completeness")
+    for row in told:
+        start = datetime.fromisoformat(row["date"]).replace(hour=row["hour"], tzinfo=UTC)
+        low, high = snowflake.first_id_at(start), snowflake.first_id_at(start + ONE)
+        within = (max(low, state.start_id), min(high, state.frontier_id))
+        assert row["collected"] == len(x.existing(within[0] - 1, within[1])), start
+        assert row["is_covered"] == (within == (low, high)), start
+        if row["counted"] is not None:
+            assert row["counted"] == len(x.existing(low - 1, high)), start
+    proved = [row for row in told if row["is_covered"] and row["counted"]]
+    assert len(proved) >= 12
+    assert {row["ratio"] for row in proved} == {1.0}

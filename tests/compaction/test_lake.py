@@ -290,3 +290,23 @@ def test_a_refusal_whose_explanation_is_cut_off_is_for_later(place: Place) -> No
         proxy.set_faults()
         with pytest.raises(LakeRefusedError, match="no-such-key"):
             place.lake().read("no-such-key")
+
+
+def test_of_a_large_file_only_the_columns_that_are_asked_for_are_fetched(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.ship_tweets(range(600))
+    place.compact()
+    table, (file,) = (
+        place.table("tweets"),
+        [file for files in place.snapshot("tweets").files.values() for file in files],
+    )
+    whole = table.read([file])
+    fetched: list[int] = []
+    real = Lake._range
+    monkeypatch.setattr(Lake, "_range", lambda *a: fetched.append(a[3] - a[2]) or real(*a))
+    monkeypatch.setattr("compaction_dags.compaction.tables._WHOLE_UP_TO", 0)
+    monkeypatch.setattr(Lake, "read", None)
+    assert table.read([file], ["id", "matched_queries"]).equals(whole.select(["id", "matched_queries"]))
+    assert fetched
+    assert len(fetched) < 12
