@@ -1,176 +1,112 @@
-"""What compaction costs: this project's whole job against fastavro + json + pandas on the same raw microbatches.
+"""What compaction costs, against others on the same pages and against its bounds. Exits with 1 when one is missed.
 
-    python -m benchmarks.bench_compaction                       # 50,000 tweets, three rounds, growth to 4x
-    python -m benchmarks.bench_compaction --tweets 500000 --rounds 1 --scales 1
+    python -m benchmarks.bench_compaction              # 45 microbatches, three rounds, growth to 8x
+    python -m benchmarks.bench_compaction --hour       # a full hour: 360 microbatches, 504,000 tweets; growth to 4 million
+    python -m benchmarks.bench_compaction --parts compare,size
 
-Every run is a process of its own, its modules compiled beforehand; rounds are interleaved, figures are medians. CPU is
-user + system of the whole process, imports too; RSS is its peak (VmHWM). The project reads from and commits to a real S3
-server on this machine, whose own CPU is not counted; the peer reads local files and writes local Parquet, which is to its
-favour. Both must find the same tweets.
+Every run is a process of its own, its modules compiled beforehand; rounds are interleaved, figures are medians, ratios are
+made within a round. CPU is user + system of the process and its helpers, imports too; memory is the kernel's VmHWM. The
+project reads from and commits to a real S3 server on this machine, whose own CPU is not counted; peers read and write
+local files, each the form it reads best, which is to their favour. All must find the same tweets.
+
+What is bound for an hour (memory) is judged with --hour only.
 """
 
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-HOUR = "2026-11-20T12"
-PAGES_A_FILE, TWEETS_A_PAGE = 14, 100
+from benchmarks import compaction_data as data
+
+PEERS = ("polars", "duckdb", "pandas", "pandas, typed")
+PARTS = ("compare", "floor", "size", "growth", "most")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of one contender."""
-
     cpu: float
     wall: float
     rss_mb: float
+    """Of the process itself."""
+    helper_mb: float
     tweets: int
-    likes: int
-    """Sum over the distinct tweets: both must have kept the same version of each."""
+    likes: int | None
+    spent: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def all_mb(self) -> float:
+        return self.rss_mb + self.helper_mb
+
+    @property
+    def largest_mb(self) -> float:
+        return max(self.rss_mb, self.helper_mb)
 
 
-# --- the contenders, each in a child process ---
+@dataclass
+class Bounds:
+    """What has to hold, told as it is found."""
 
+    missed: int = 0
 
-def tweetlake(_folder: Path) -> dict[str, int]:
-    """The whole job: list, read, verify, decode, deduplicate, merge, check, commit; all tables."""
-    from compaction_dags.compaction.job import compact_hour
-
-    summary = compact_hour(_settings(), HOUR).as_dict()
-    return {"rows": summary["rows_in"], "tweets": summary["tweets_written"], "likes": -1}
-
-
-def decode_only(folder: Path) -> dict[str, int]:
-    """Read, verify and decode, and throw the rows away."""
-    import pyarrow.compute as pc
-
-    from compaction_dags.compaction.decode import decode_pages, page_batches
-    from compaction_dags.compaction.raw_reader import read_microbatch
-
-    pages = (page for path in sorted(folder.glob("*.avro")) for page in read_microbatch(path, path.name).pages)
-    rows = 0
-    for batch in page_batches(pages):
-        tables = decode_pages(batch).tables
-        rows += tables["tweets"].num_rows
-        pc.sum(tables["tweets"]["like_count"])
-    return {"rows": rows, "tweets": -1, "likes": -1}
-
-
-def pandas(folder: Path) -> dict[str, int]:
-    """fastavro + json + json_normalize + drop_duplicates + to_parquet; the same six tables, kept in memory."""
-    import fastavro
-    import pandas as pd
-
-    objects: dict[str, list[dict[str, Any]]] = {}
-    rows = 0
-    for path in sorted(folder.glob("*.avro")):
-        with path.open("rb") as file:
-            for record in fastavro.reader(file):
-                answer = json.loads(record["body"])
-                parts = {"data": answer.get("data", [])} | answer.get("includes", {})
-                rows += len(parts["data"])
-                for name, found in parts.items():
-                    objects.setdefault(name, []).extend(each | {"_at": record["received_at"]} for each in found)
-    with tempfile.TemporaryDirectory() as out:
-        for name, found in objects.items():
-            frame = pd.json_normalize(found).sort_values("_at", kind="stable")
-            frame = frame.drop_duplicates("media_key" if name == "media" else "id", keep="last")
-            if name == "data":
-                tweets, likes = len(frame), int(frame["public_metrics.like_count"].sum())
-            frame.to_parquet(f"{out}/{name}.parquet", compression="zstd")
-    return {"rows": rows, "tweets": tweets, "likes": likes}
-
-
-CONTENDERS: dict[str, Callable[[Path], dict[str, int]]] = {
-    "tweetlake": tweetlake,
-    "pandas": pandas,
-    "decode only": decode_only,
-}
-
-
-def _settings() -> Any:
-    from schemas.settings import Lake, Query, Settings
-
-    lake = Lake(bucket="lake", endpoint_url=os.environ["BENCH_ENDPOINT"], region=os.environ["AWS_REGION"])
-    return Settings(lake=lake, query=[Query(name="lake", rule="lake")])
-
-
-def _child(name: str, folder: Path) -> None:
-    found = CONTENDERS[name](folder)
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    found["cpu_ms"] = int(1_000 * sum(each.ru_utime + each.ru_stime for each in usage))
-    found["rss_kb"] = int(peak.split()[1])
-    print(json.dumps(found))
-
-
-# --- the measuring side ---
+    def judge(self, what: str, value: float, most: float, unit: str = "") -> None:
+        holds = value <= most
+        self.missed += not holds
+        print(f"  {'holds ' if holds else 'MISSED'}  {what:<58} {value:10.2f}{unit} (bound {most:g}{unit})")
 
 
 class Bench:
-    """The raw microbatches of each scale, on disk and in the bucket, and the runs over them."""
+    """Raw on disk and in buckets, and the runs over them."""
 
     def __init__(self, server: Any, work: Path) -> None:
         self._server = server
         self._client = server.client()
         self._work = work
 
-    def build(self, tweets: int) -> tuple[Path, list[tuple[str, Path]]]:
-        """Write the microbatches of one raw hour; returns their folder, and their keys with their files."""
-        from tests.compaction.pages import World, microbatches
-
-        folder = self._work / str(tweets)
-        folder.mkdir()
-        files = max(1, round(tweets / PAGES_A_FILE / TWEETS_A_PAGE))
-        made = []
-        for key, data in microbatches(World(), files, PAGES_A_FILE, tweets=TWEETS_A_PAGE):
-            path = folder / key.rsplit("/", 1)[-1]
-            path.write_bytes(data)
-            made.append((key, path))
-        return folder, made
-
-    def fill(self, made: Iterable[tuple[str, Path]]) -> None:
-        """Make the bucket hold these microbatches as the ingester puts them, and nothing else."""
-        import hashlib
-
-        self._empty("")
-        for key, path in made:
-            data = path.read_bytes()
-            metadata = {"sha256": hashlib.sha256(data).hexdigest(), "records": str(PAGES_A_FILE)}
-            self._client.put_object(Bucket=self._server.bucket, Key=key, Body=data, Metadata=metadata)
+    def build(self, files: int, *, forms: bool = False) -> Path:
+        """The microbatches of an hour, in a folder and in a bucket of its name."""
+        folder = self._work / f"raw-{files}{'-forms' * forms}"
+        if not folder.exists():
+            print(f"making {files} microbatches up ...", file=sys.stderr)
+            made = data.build(folder, files, len(os.sched_getaffinity(0)), forms)
+            self._client.create_bucket(Bucket=folder.name)
+            data.fill(self._client, folder.name, made)
+        return folder
 
     def run(self, name: str, folder: Path) -> Run:
-        """One contender on one folder, from an empty `curated/`."""
-        self._empty("curated/")
+        """One contender; for the project from an empty `curated/`."""
+        if name.startswith("tweetlake"):
+            self._empty(folder.name, "curated/")
         environment = (
             os.environ
             | self._server.environment()
             | {
                 "BENCH_ENDPOINT": self._server.endpoint_url,
+                "BENCH_BUCKET": folder.name,
                 "PYTHONDONTWRITEBYTECODE": "",  # compiling modules is no part of what is measured
                 "PYTHONPYCACHEPREFIX": str(self._work / "pycache"),
             }
         )
-        command = [sys.executable, "-m", "benchmarks.bench_compaction", "--child", name, str(folder)]
+        print(f"{name}, {folder.name} ...", file=sys.stderr)
+        command = [sys.executable, "-m", "benchmarks.compaction_peers", name, str(folder)]
         start = time.perf_counter()
         done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
         wall = time.perf_counter() - start
         found = json.loads(done.stdout.splitlines()[-1])
-        likes = self._likes() if name == "tweetlake" else found["likes"]
-        return Run(found["cpu_ms"] / 1_000, wall, found["rss_kb"] / 1_024, found["tweets"], likes)
+        likes = self._likes(folder.name) if name.startswith("tweetlake") else found["likes"]
+        return Run(
+            found["cpu"], wall, found["rss_mb"], found["helper_mb"], found["tweets"], likes, found.get("spent", {})
+        )
 
-    def _likes(self) -> int:
-        import pyarrow.compute as pc
+    def delta(self, bucket: str, table: str) -> Any:
         from deltalake import DeltaTable
 
         options = self._server.environment() | {
@@ -178,101 +114,194 @@ class Bench:
             "AWS_ALLOW_HTTP": "true",
             "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "false",
         }
-        table = DeltaTable(f"s3://{self._server.bucket}/curated/tweets", storage_options=options)
-        return int(pc.sum(table.to_pyarrow_table(columns=["like_count"])["like_count"]).as_py())
+        return DeltaTable(f"s3://{bucket}/curated/{table}", storage_options=options)
 
-    def _empty(self, prefix: str) -> None:
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._server.bucket, Prefix=prefix)
+    def _likes(self, bucket: str) -> int:
+        import pyarrow.compute as pc
+
+        rows = self.delta(bucket, "tweets").to_pyarrow_table(columns=["like_count"])
+        return int(pc.sum(rows["like_count"]).as_py())
+
+    def _empty(self, bucket: str, prefix: str) -> None:
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         for key in [entry["Key"] for page in pages for entry in page.get("Contents", [])]:
-            self._client.delete_object(Bucket=self._server.bucket, Key=key)
+            self._client.delete_object(Bucket=bucket, Key=key)
 
 
-def _median(runs: list[Run], value: str) -> float:
+def _median(runs: Sequence[Run], value: str) -> float:
     return statistics.median(getattr(run, value) for run in runs)
 
 
-def _line(label: str, runs: list[Run], rows: int) -> None:
-    cpu = _median(runs, "cpu")
-    figures = f"{cpu:9.2f} {_median(runs, 'wall'):9.2f} {_median(runs, 'rss_mb'):9.0f} {rows / cpu:14,.0f}"
-    spread = f"{min(run.cpu for run in runs):.2f}-{max(run.cpu for run in runs):.2f}"
-    print(f"{label:<34}{figures}   {spread}")
+def _ratio(ours: Sequence[Run], theirs: Sequence[Run], value: str, their_value: str = "") -> float:
+    pairs = zip(ours, theirs, strict=True)
+    return statistics.median(getattr(one, value) / getattr(other, their_value or value) for one, other in pairs)
 
 
 def _head(title: str) -> None:
-    print(f"\n{title}\n{'':<34}{'CPU s':>9} {'wall s':>9} {'RSS MB':>9} {'tweets/CPU s':>14}   CPU spread")
-
-
-def _compare(bench: Bench, tweets: int, rounds: int) -> dict[str, list[Run]]:
-    small, few = bench.build(1)
-    bench.fill(few)
-    for name in CONTENDERS:
-        print(f"warming up: {name}", file=sys.stderr)
-        bench.run(name, small)
-    folder, made = bench.build(tweets)
-    bench.fill(made)
-    rows = len(made) * PAGES_A_FILE * TWEETS_A_PAGE
-    size = sum(path.stat().st_size for _, path in made)
-    runs: dict[str, list[Run]] = {name: [] for name in CONTENDERS}
-    for number in range(rounds):
-        for name in CONTENDERS:
-            print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr)
-            runs[name].append(bench.run(name, folder))
-    mine, theirs = runs["tweetlake"][0], runs["pandas"][0]
-    if (mine.tweets, mine.likes) != (theirs.tweets, theirs.likes):
-        sys.exit(f"they do not agree: {mine.tweets} tweets, {mine.likes} likes; {theirs.tweets}, {theirs.likes}")
-    _head(
-        f"{rows:,} tweets in {len(made)} microbatches ({size / 1e6:.1f} MB); {mine.tweets:,} distinct, both agree; "
-        f"{rounds} rounds"
+    print(
+        f"\n{title}\n{'':<28}{'CPU s':>8} {'wall s':>8} {'RSS MB':>8} {'helper':>8} {'tweets/CPU s':>13}   CPU from to"
     )
-    _line("tweetlake, whole job, S3 to Delta", runs["tweetlake"], rows)
-    _line("fastavro + json_normalize, local", runs["pandas"], rows)
-    _line("tweetlake, read + decode only", runs["decode only"], rows)
-    print("\ntweetlake as a part of the peer, round by round, median:")
-    for label, value in (("CPU", "cpu"), ("wall", "wall"), ("peak RSS", "rss_mb")):
-        pairs = zip(runs["tweetlake"], runs["pandas"], strict=True)
-        ratios = [getattr(one, value) / getattr(other, value) for one, other in pairs]
-        print(f"  {label:<9} {statistics.median(ratios):.2f}   (1/{1 / statistics.median(ratios):.1f})")
-    return runs
 
 
-def _growth(bench: Bench, tweets: int, scales: list[int], rounds: int) -> None:
-    runs: dict[int, list[Run]] = {}
-    rows: dict[int, int] = {}
-    for scale in scales:
-        folder, made = bench.build(tweets * scale + scale)  # a folder of its own, also for the scale 1
-        bench.fill(made)
-        rows[scale] = len(made) * PAGES_A_FILE * TWEETS_A_PAGE
-        for number in range(rounds):
-            print(f"{scale}x, round {number + 1} of {rounds}", file=sys.stderr)
-            runs.setdefault(scale, []).append(bench.run("tweetlake", folder))
-    _head("growth of the whole job")
-    for scale in scales:
-        _line(f"{scale}x", runs[scale], rows[scale])
-    first, last = scales[0], scales[-1]
-    per_tweet = [_median(runs[scale], "cpu") / rows[scale] for scale in (first, last)]
-    print(f"\nfrom {first}x to {last}x: CPU per tweet {per_tweet[1] / per_tweet[0]:.2f}x, ", end="")
-    print(f"peak RSS {_median(runs[last], 'rss_mb') / _median(runs[first], 'rss_mb'):.2f}x")
+def _line(label: str, runs: Sequence[Run], rows: int) -> None:
+    cpu = _median(runs, "cpu")
+    figures = (
+        f"{cpu:8.2f} {_median(runs, 'wall'):8.2f} {_median(runs, 'rss_mb'):8.0f} {_median(runs, 'helper_mb'):8.0f}"
+    )
+    spread = f"{min(run.cpu for run in runs):.2f} {max(run.cpu for run in runs):.2f}"
+    print(f"{label:<28}{figures} {rows / cpu:13,.0f}   {spread}", flush=True)
+
+
+def _load() -> str:
+    return f"load {os.getloadavg()[0]:.1f}"
+
+
+def compare(bench: Bench, bounds: Bounds, files: int, rounds: int, *, hour: bool, floor: bool) -> None:
+    names = ["tweetlake", "tweetlake, one process", *PEERS, *(["floor"] if floor else [])]
+    warm = bench.build(1, forms=True)
+    for name in (*names, "again"):
+        bench.run(name, warm)
+    folder = bench.build(files, forms=True)
+    runs: dict[str, list[Run]] = {name: [] for name in (*names, "again")}
+    for _ in range(rounds):
+        for name in names:
+            runs[name].append(bench.run(name, folder))
+            if name == "tweetlake, one process":
+                versions = bench.delta(folder.name, "tweets").version()
+                runs["again"].append(bench.run("again", folder))
+                assert bench.delta(folder.name, "tweets").version() == versions, "a re-run made a new version"
+    told = {(name, run.tweets, run.likes) for name in names if name != "floor" for run in runs[name]}
+    if len({(tweets, likes) for _, tweets, likes in told}) != 1:
+        sys.exit(f"they do not agree: {sorted(told)}")
+    rows = files * data.TWEETS_A_FILE
+    tweets = runs["polars"][0].tweets
+    _head(f"{rows:,} tweets in {files} microbatches; {tweets:,} distinct, all agree; {rounds} rounds, {_load()}")
+    for name in (*names, "again"):
+        _line(name, runs[name], rows)
+    ours, alone = runs["tweetlake"], runs["tweetlake, one process"]
+    fastest = min(PEERS, key=lambda name: _median(runs[name], "wall"))
+    pandas = min(("pandas", "pandas, typed"), key=lambda name: _median(runs[name], "cpu"))
+    print("\nbounds, two processes where it is not said otherwise:")
+    bounds.judge("CPU, parts of Polars on typed Avro", _ratio(ours, runs["polars"], "cpu"), 1.1)
+    bounds.judge("CPU, parts of DuckDB on lines of JSON", _ratio(ours, runs["duckdb"], "cpu"), 0.5)
+    bounds.judge(f"CPU, parts of {pandas}, the better of its forms", _ratio(ours, runs[pandas], "cpu"), 1 / 7)
+    bounds.judge("CPU, parts of pandas on typed Avro", _ratio(ours, runs["pandas, typed"], "cpu"), 1 / 7)
+    bounds.judge(f"wall, parts of {fastest}, the fastest peer", _ratio(ours, runs[fastest], "wall"), 0.7)
+    bounds.judge("a re-run with nothing new, CPU", _median(runs["again"], "cpu"), 2, " s")
+    for label, part, value in (("one process", alone, "rss_mb"), ("sum of two", ours, "all_mb")):
+        ratio = _ratio(part, runs["polars"], value, "rss_mb")
+        if hour:
+            bounds.judge(f"peak RSS, {label}, parts of Polars", ratio, 0.15)
+        else:
+            print(f"          peak RSS, {label}, parts of Polars: {ratio:.2f} (judged with --hour)")
+    if floor:
+        _tell_floor(runs["floor"], alone)
+
+
+def _tell_floor(floors: Sequence[Run], alone: Sequence[Run]) -> None:
+    parts = {name: statistics.median(run.spent[name] for run in floors) for name in floors[0].spent}
+    whole = _median(alone, "cpu")
+    least = sum(parts[name] for name in ("decompress", "parse", "fold", "parquet"))
+    print(
+        f"\nphysical floor {least:.2f} s: {100 * least / whole:.0f} % of the {whole:.2f} s of one process; CPU s of each part:"
+    )
+    for name, spent in parts.items():
+        print(f"  {name:<12}{spent:7.2f}  {100 * spent / whole:3.0f} %")
+    rest = whole - sum(parts.values())
+    print(
+        f"  {'the rest':<12}{rest:7.2f}  {100 * rest / whole:3.0f} %   imports, S3, reading runs back, Delta, the log"
+    )
+
+
+def size(bench: Bench, bounds: Bounds, files: int) -> None:
+    """Bytes in raw and on disk. Typed Avro of a few microbatches, as one writes it: a nested record a page, fastavro."""
+    import io
+
+    import fastavro
+
+    from compaction_dags.compaction.raw_reader import read_microbatch
+
+    folder = bench.build(files, forms=True)
+    sampled = sorted((folder / "raw").glob("*.avro"))[:: max(files // 6, 1)]
+    sealed = typed = together = 0
+    for path in sampled:
+        pages = [(data.moment(page.received_at_us), page.body) for page in read_microbatch(path, path.name).pages]
+        records = list(data.typed_pages(pages))
+        for interval in (1, 1 << 30):  # a page a block, as it comes; all in one, as our sealed files
+            out = io.BytesIO()
+            fastavro.writer(out, data.page_schema(), records, codec="zstandard", sync_interval=interval)
+            typed, together = (typed + out.tell(), together) if interval == 1 else (typed, together + out.tell())
+        sealed += path.stat().st_size
+    a_tweet = len(sampled) * data.TWEETS_A_FILE
+    print(f"\nraw, bytes a tweet, {len(sampled)} microbatches: sealed {sealed / a_tweet:.0f}, typed nested Avro "
+          f"(zstandard) a page a block {typed / a_tweet:.0f}, in one block {together / a_tweet:.0f}")  # fmt: skip
+    bounds.judge("sealed raw, parts of typed nested Avro", sealed / typed, 0.7)
+    bench.run("tweetlake", folder)
+    actions = bench.delta(folder.name, "tweets").get_add_actions(flatten=True)
+    import pyarrow as pa
+
+    files_of = pa.table(actions)
+    rows, stored = sum(files_of["num_records"].to_pylist()), sum(files_of["size_bytes"].to_pylist())
+    bounds.judge("tweets on disk, bytes a row", stored / rows, 150)
+
+
+def growth(bench: Bench, bounds: Bounds, files: int, scales: Sequence[int], rounds: int) -> None:
+    for name in ("tweetlake, one process", "tweetlake"):
+        runs: dict[int, list[Run]] = {}
+        for scale in scales:
+            folder = bench.build(files * scale)
+            runs[scale] = [bench.run(name, folder) for _ in range(rounds)]
+        _head(f"growth, {name}, {_load()}")
+        for scale in scales:
+            _line(f"{scale}x", runs[scale], scale * files * data.TWEETS_A_FILE)
+        first, last = scales[0], scales[-1]
+        a_tweet = _median(runs[last], "cpu") / last / (_median(runs[first], "cpu") / first)
+        grown = _median(runs[last], "largest_mb") / _median(runs[first], "largest_mb")
+        bounds.judge(f"CPU a tweet at {last}x, parts of {first}x", a_tweet, 1.05)
+        bounds.judge(f"largest process at {last}x, parts of {first}x", grown, 1.15)
+        at_an_hour = min(scales, key=lambda scale: abs(scale * files - data.FILES_AN_HOUR))
+        if at_an_hour * files == data.FILES_AN_HOUR:
+            bounds.judge(
+                "RSS of the largest process, 504,000 tweets", _median(runs[at_an_hour], "largest_mb"), 400, " MB"
+            )
+
+
+def most(bench: Bench, bounds: Bounds) -> None:
+    files = 10 * data.FILES_AN_HOUR
+    run = bench.run("tweetlake", bench.build(files))
+    _head(f"the most, {_load()}")
+    _line("two processes", [run], files * data.TWEETS_A_FILE)
+    bounds.judge("peaks of both processes together, 5 million tweets", run.all_mb, 1_024, " MB")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_compaction", description=__doc__.splitlines()[0])
-    parser.add_argument("--tweets", type=int, default=50_000, help="tweets of the comparison (default 50,000)")
+    parser.add_argument("--microbatches", type=int, default=45, help="of 1,400 tweets (default 45)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (default 3)")
-    parser.add_argument("--scales", default="1,2,4", help="growth of the job, multiples of --tweets; one: none")
-    parser.add_argument("--child", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        _child(arguments.child[0], Path(arguments.child[1]))
-        return
+    parser.add_argument("--scales", default="1,8", help="growth, multiples of the microbatches (default 1,8)")
+    parser.add_argument(
+        "--hour", action="store_true", help="a full hour, and 5 million tweets: about an hour, 30 GB of disk"
+    )
+    parser.add_argument("--parts", default="", help=f"of {','.join(PARTS)}; default all but most, with --hour all")
+    chosen = parser.parse_args()
+    files = data.FILES_AN_HOUR if chosen.hour else chosen.microbatches
+    parts = chosen.parts.split(",") if chosen.parts else [part for part in PARTS if chosen.hour or part != "most"]
     from sandbox.s3 import running_s3
 
-    scales = [int(scale) for scale in arguments.scales.split(",")]
+    bounds = Bounds()
     with tempfile.TemporaryDirectory(prefix="tweetlake-bench-") as work, running_s3() as server:
         bench = Bench(server, Path(work))
-        print(f"S3: {server.kind}; {os.cpu_count()} cores, Python {sys.version.split()[0]}")
-        _compare(bench, arguments.tweets, arguments.rounds)
-        if len(scales) > 1:
-            _growth(bench, arguments.tweets, scales, arguments.rounds)
+        print(f"S3: {server.kind}; {len(os.sched_getaffinity(0))} cores, Python {sys.version.split()[0]}, {_load()}")
+        if "compare" in parts:
+            compare(bench, bounds, files, chosen.rounds, hour=chosen.hour, floor="floor" in parts)
+        if "size" in parts:
+            size(bench, bounds, files)
+        if "growth" in parts:
+            growth(bench, bounds, files, [int(scale) for scale in chosen.scales.split(",")], chosen.rounds)
+        if "most" in parts:
+            most(bench, bounds)
+    print(f"\n{'every bound holds' if not bounds.missed else f'bounds missed: {bounds.missed}'}; {_load()} at the end")
+    sys.exit(1 if bounds.missed else 0)
 
 
 if __name__ == "__main__":
