@@ -18,7 +18,7 @@ export PYTHON
 COMPILE := $(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --no-annotate \
            --python-version 3.11 $(if $(UPGRADE),--upgrade)
 
-.PHONY: help demo test soak check format lock bench-ingest bench-compaction bench-service environment clean
+.PHONY: help demo test test-system soak check format lock bench-ingest bench-compaction bench-service environment clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -27,7 +27,11 @@ demo: $(READY) ## collect from a simulated X into a local lake and look at the t
 	@$(BIN)/python -m sandbox demo $(ARGS)
 
 test: $(READY) ## every test; ARGS="tests/house -k fence" runs some
-	@$(BIN)/python -m pytest $(or $(ARGS),--numprocesses=auto --maxprocesses=4 --dist=loadgroup)
+	@$(BIN)/python -m pytest $(or $(ARGS),--numprocesses=auto --maxprocesses=4 --dist=loadscope --no-loadscope-reorder)
+
+test-system: $(READY) ## the DAGs in a whole Airflow on PostgreSQL, disks that fill up; installs PostgreSQL if root and missing
+	@.ci/postgresql
+	@$(BIN)/python -m pytest tests/system $(ARGS)
 
 soak: $(READY) ## kill real ingesters while X and S3 fail, for 10 minutes; ARGS="--minutes 3" and more, see docs/soak.md
 	@$(BIN)/python -m sandbox soak $(ARGS)
@@ -45,7 +49,7 @@ format: $(READY) ## put the code into its form and mend what ruff can mend
 bench-ingest: $(READY) ## tweets per CPU-second from HTTP answer to durable spool
 	@$(BIN)/python -m benchmarks.bench_ingest $(ARGS)
 
-bench-compaction: $(READY) ## tweets per CPU-second and peak memory of a compaction, against fastavro + json_normalize
+bench-compaction: $(READY) ## CPU, time and memory of a compaction against Polars, DuckDB, pandas and its bounds; ARGS="--hour"
 	@$(BIN)/python -m benchmarks.bench_compaction $(ARGS)
 
 bench-service: $(READY) ## time to the first request, memory, idle CPU and freshness of the running service, against their bounds
