@@ -125,6 +125,7 @@ def test_late_raw_and_two_compactions_at_once_leave_one_row_an_id(ended):
     for output, _ in told.outputs:
         assert set(json.loads(output.splitlines()[-1])) == {
             "raw_hours", "microbatches", "pages", "rows_in", "tweets_written", "duplicates", "filtered", "rejected",
+            "unknown_keys", "misfits",
         }  # fmt: skip
     assert told.again.raw_hours == 0
     assert told.found.holds
