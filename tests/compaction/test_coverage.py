@@ -17,7 +17,7 @@ from schemas import snowflake
 from schemas.keys import LakeKeys, RawHour
 from schemas.raw import FORMAT, META_CHECKPOINT, META_FORMAT, META_SEQUENCE, META_SPOOL_ID
 from schemas.records import Interval
-from schemas.state import ON_TOP, State, apply, covered_by, joined, to_checkpoint, without
+from schemas.state import ON_TOP, State, apply, joined, to_checkpoint, without
 from tests.compaction.pages import NOON, microbatch, page_record
 from tests.ingester.simulation import MemoryStore, SimulatedX, VirtualClock, live, settings
 
@@ -58,6 +58,7 @@ class Stream:
     state: State = field(default_factory=State)
     files: list[tuple[str, list[dict[str, Any]]]] = field(default_factory=list)
     covered: set[int] = field(default_factory=set)
+    covered_by_file: list[set[int]] = field(default_factory=list)
     gone: set[int] = field(default_factory=set)
     regular: dict[tuple[int, int], int] = field(default_factory=dict)
     """What is planned of the regular collection: its bounds, and below which id it is missing."""
@@ -70,6 +71,7 @@ class Stream:
         self.append({"kind": "rule", "rule": "r", "frontier_id": self.start})
 
     def cut(self) -> None:
+        self.covered_by_file.append(set())
         self.files.append((to_checkpoint(self.state), []))
 
     def append(self, record: dict[str, Any]) -> None:
@@ -134,6 +136,7 @@ class Stream:
         elif key[0] < below < upper:
             planned[key] = below
         self.covered |= set(range(lowest, upper))
+        self.covered_by_file[-1] |= set(range(lowest, upper))
 
     @staticmethod
     def page(key: tuple[int, int], upper: int, below: int | None) -> dict[str, Any]:
@@ -213,13 +216,10 @@ def test_hours_together_tell_what_one_would(chosen: list[tuple[Any, ...]], cut: 
 def test_a_microbatch_that_never_came_covers_nothing(chosen: list[tuple[Any, ...]], lost: int) -> None:
     stream = streamed(chosen)
     told = accounts(stream)
-    del told[lost % len(told)]
-    records = [
-        record for number, (_, file) in enumerate(stream.files) if number != lost % len(stream.files) for record in file
-    ]
+    missing = lost % len(told)
+    del told[missing], stream.covered_by_file[missing]
     covered = of_kind(rows_of_hour(told, is_closed=True), "covered")
-    by_word = [found for record in records if (found := covered_by(record)) is not None]  # type: ignore[arg-type]
-    assert covered == ids_in((found.since_id + 1, found.until_id) for found in by_word)
+    assert covered == set().union(*stream.covered_by_file)
 
 
 @given(steps, st.randoms(use_true_random=False))
@@ -264,6 +264,24 @@ def test_changed_rules_are_told_from_the_frontier_on_and_covered_is_told_by_rule
     )  # fmt: skip
     covered = [(row["since_id"], row["until_id"], row["rule"]) for row in rows if row["kind"] == "covered"]
     assert covered == [(99, 110, "r"), (109, 120, "new")]
+
+
+def test_of_a_window_whose_first_page_was_lost_the_second_covers_only_its_own_part() -> None:
+    stream = streamed([("cut",), ("poll", 10, 3), ("cut",), ("work", 0, 0, False)])
+    first, _, last = accounts(stream)
+    rows = rows_of_hour([first, last], is_closed=True)
+    assert of_kind(rows, "covered") == set(range(100, 106))
+    assert of_kind(rows, "frontier") - of_kind(rows, "covered") == set(range(106, 110)), "which is told to be lost"
+
+
+def test_what_was_given_up_and_read_all_the_same_is_no_gap() -> None:
+    stream = streamed(
+        [("plan", 5, 2), ("again", 6, 3), ("work", 0, 0, True), ("give_up", 0, False), ("give_up", 0, False)]
+    )
+    rows = rows_of_hour(accounts(stream), is_closed=True)
+    assert stream.covered
+    assert of_kind(rows, "gap") == stream.gone - stream.covered
+    assert not of_kind(rows, "gap") & of_kind(rows, "covered")
 
 
 def test_a_microbatch_without_a_checkpoint_still_tells_what_its_pages_cover() -> None:
