@@ -1,9 +1,6 @@
 """The DAG `maintain_tables`: when the curated tables are looked after. The work is upkeep's."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from airflow.sdk import CronTriggerTimetable, Param, dag, get_current_context, task
 
@@ -36,15 +33,15 @@ HOURS_AT_ONCE = 1
 ### maintain_tables
 
 * **sweep**: compares all of raw, not only the last 72 hours, with what was consumed, and compacts what is stale.
-* **tend**, a task a table: partitions with more files than their rows need are rolled up; files that no version younger
+* **tend**, one table after the other: partitions with more files than their rows need are rolled up; files that no version younger
   than `grace_hours` names are deleted (VACUUM, those of broken runs too); the log gets a checkpoint; entries of the log
   that are older than the table's log retention (30 days) are deleted.
 
-Rows never change here. The log of each task tells files, partitions and bytes. Running it again is safe at any time.
+Rows never change here. The log of `tend` tells files, partitions and bytes. Running it again is safe at any time.
 """,
 )
 def maintain_tables() -> None:
-    """The sweep; beside it every table; then the sums."""
+    """The sweep, and beside it every table."""
 
     @task(execution_timeout=timedelta(minutes=30))
     def sweep() -> list[str]:
@@ -55,38 +52,19 @@ def maintain_tables() -> None:
         now = get_current_context()["dag_run"].run_after
         return steps.newest_of(job.plan_hours(settings.load(), include_open=False, now=now, full=True))
 
-    @task(execution_timeout=timedelta(minutes=5))
-    def tables() -> list[str]:
-        """The curated tables."""
-        from schemas.curated import TABLES
-
-        return list(TABLES)
-
-    @task(execution_timeout=timedelta(hours=2), max_active_tis_per_dagrun=2, map_index_template="{{ table }}")
-    def tend(table: str) -> dict[str, Any]:
-        """One table: small files, old files, its log."""
+    @task(execution_timeout=timedelta(hours=2))
+    def tend() -> dict[str, int]:
+        """Every table: small files, old files, its log. The sums. One that fails does not hold up the others."""
         from compaction_dags.compaction import upkeep
         from schemas import settings
 
-        context = get_current_context()
-        context["table"] = table  # type: ignore[typeddict-unknown-key]  # what map_index_template shows
-        grace = timedelta(hours=context["params"]["grace_hours"])
-        done = upkeep.tend(settings.load(), table, grace=grace, tell=steps.log.info).as_dict()
-        steps.log.info("%s: %s", table, steps.in_words(done))
+        grace = timedelta(hours=get_current_context()["params"]["grace_hours"])
+        done = upkeep.tend_all(settings.load(), grace=grace, tell=steps.log.info).as_dict()
+        steps.log.info("together: %s", steps.in_words(done))
         return done
 
-    @task(execution_timeout=timedelta(minutes=5))
-    def freed(tended: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-        """The sums over all tables."""
-        sums = Counter[str]()
-        for one in tended[:]:
-            sums.update(one)
-        steps.log.info("together: %s", steps.in_words(sums))
-        return dict(sums)
-
     steps.compact_each(sweep(), HOURS_AT_ONCE)
-    tended: Any = tend.expand(table=tables())
-    freed(tended)
+    tend()
 
 
 maintain_tables()

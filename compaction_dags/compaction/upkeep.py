@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from compaction_dags.compaction.errors import AccountingError
+from compaction_dags.compaction.errors import AccountingError, CompactionError
 from compaction_dags.compaction.job import ROWS_PER_FILE
 from compaction_dags.compaction.lake import Lake
 from compaction_dags.compaction.spill import EVERY_KEY, KeyRange, Opened, SortedRows, cut, shares, stored, together
@@ -28,7 +28,7 @@ from compaction_dags.compaction.tables import (
     file_schema,
     write_file,
 )
-from schemas.curated import KEYS
+from schemas.curated import KEYS, TABLES
 from schemas.settings import Settings
 
 LEAST_GRACE = timedelta(hours=24)
@@ -84,6 +84,28 @@ def tend(settings: Settings, name: str, *, grace: timedelta = MOST_GRACE, tell: 
         files=sum(map(len, files)),
         bytes=sum(file.size for each in files for file in each),
     )
+
+
+def tend_all(settings: Settings, *, grace: timedelta = MOST_GRACE, tell: Tell = lambda _: None) -> Tended:
+    """Look after every table, one after the other, and tell what was done. One that fails does not hold up the others;
+    its error is raised at the end.
+    """
+    total = Tended()
+    errors: list[CompactionError] = []
+    for name in TABLES:
+        try:
+            done = tend(settings, name, grace=grace, tell=tell)
+        except CompactionError as error:
+            tell(f"{name}: {error}")
+            errors.append(error)
+        else:
+            tell(
+                f"{name}: files {done.files:,}, bytes {done.bytes:,}, freed {done.bytes_freed + done.log_bytes_freed:,}"
+            )
+            total += done
+    if errors:
+        raise errors[0]
+    return total
 
 
 def _newest(table: CuratedTable) -> Snapshot:

@@ -10,7 +10,7 @@ from deltalake import write_deltalake
 
 from compaction_dags.compaction import upkeep
 from compaction_dags.compaction.__main__ import main
-from compaction_dags.compaction.errors import AccountingError
+from compaction_dags.compaction.errors import AccountingError, LakeUnreachableError
 from compaction_dags.compaction.upkeep import Tended
 from schemas.curated import TABLES
 from schemas.snowflake import first_id_at
@@ -154,6 +154,24 @@ def test_a_compaction_goes_on_after_upkeep_as_if_nothing_had_been(place: Place, 
     place.compact()
     assert place.tweets()[FIRST]["text"] == "later"
     assert place.compact(NOON, now=NOON + hours(9)).microbatches == 4
+
+
+def test_a_table_that_fails_does_not_hold_up_the_others_and_is_told_at_the_end(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(place, runs=1)
+    tend_one = upkeep.tend
+
+    def fails(settings: Any, name: str, **more: Any) -> Tended:
+        if name == "users":
+            raise LakeUnreachableError("users: S3 is away")
+        return tend_one(settings, name, **more)
+
+    monkeypatch.setattr(upkeep, "tend", fails)
+    told: list[str] = []
+    with pytest.raises(LakeUnreachableError, match="S3 is away"):
+        upkeep.tend_all(place.settings(), tell=told.append)
+    assert [line.split(":")[0] for line in told] == list(TABLES)
 
 
 # --- the command ---

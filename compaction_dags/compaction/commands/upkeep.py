@@ -27,7 +27,6 @@ def maintain(config: Path | None, grace_hours: int) -> None:
     is no Airflow.
     """
     from compaction_dags.compaction import job, upkeep
-    from schemas.curated import TABLES
 
     def tell(words: str) -> None:
         click.echo(words, err=True)
@@ -38,9 +37,7 @@ def maintain(config: Path | None, grace_hours: int) -> None:
         hours = job.plan_hours(settings, include_open=False, full=True)
         tell(f"stale raw hours: {', '.join(hours) or 'none'}")
         summary = job.compact(settings, hours, failed=lambda _, error: errors.append(error))
-        total = upkeep.Tended()
-        for name in TABLES:
-            total += upkeep.tend(settings, name, grace=timedelta(hours=grace_hours), tell=tell)
+        total = upkeep.tend_all(settings, grace=timedelta(hours=grace_hours), tell=tell)
         for error in errors:
             say(error)
         click.echo(json.dumps({"compacted": summary.as_dict(), "tended": total.as_dict()}))
