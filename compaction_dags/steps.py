@@ -113,11 +113,11 @@ def totals(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return sums
 
 
-def compact_each(hours: Any, at_once: int) -> None:
-    """Hours that a task returns, each compacted by a task of its own, then word of it and the sums."""
+def compact_each(hours: Any, at_once: int) -> Any:
+    """Hours that a task returns, each compacted by a task of its own, then word of it and the sums, which are returned."""
     summaries: Any = compact.override(max_active_tis_per_dagrun=at_once).expand(hour=hours)
     announce(summaries)
-    totals(summaries)
+    return totals(summaries)
 
 
 def named_in_the_ui(hour: str) -> None:

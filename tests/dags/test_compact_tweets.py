@@ -23,6 +23,7 @@ def test_hours_are_listed_then_mapped_then_announced_and_summed(facts: DagFacts)
         "compact": {"stale_hours"},
         "announce": {"compact"},
         "totals": {"compact"},
+        "order_holes": {"totals"},
     }
     assert [name for name, task in facts.tasks.items() if task.mapped] == ["compact"]
 
@@ -38,7 +39,7 @@ def test_only_announce_updates_the_asset(facts: DagFacts) -> None:
 
 
 def test_a_run_compacts_what_is_stale_unless_told_otherwise(facts: DagFacts) -> None:
-    assert facts.params == {"hours": [], "include_open": False}
+    assert facts.params == {"hours": [], "include_open": False, "order_holes": False}
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,7 @@ def test_a_run_compacts_what_is_stale_unless_told_otherwise(facts: DagFacts) -> 
         {"hours": [13]},
         {"hours": ["2026-11-20T13"] * 501},
         {"include_open": "yes"},
+        {"order_holes": 1},
     ],
     ids=lambda conf: json.dumps(conf)[:40],
 )

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from sandbox import airflow
-from schemas.keys import RawHour
+from schemas.keys import LakeKeys, RawHour
+from schemas.orders import Order
+from tests.compaction.collector import gap
+from tests.compaction.pages import microbatch, raw_key
 from tests.dags import laboratory
 from tests.dags.conftest import Laboratory
 from tests.dags.laboratory import Run
@@ -30,7 +33,7 @@ def test_stale_hours_before_the_current_one_reach_the_table_and_a_second_run_has
     assert first.state == "success"
     assert first.states == dict.fromkeys(
         ["stale_hours", "compact[2026-11-20T12]", "compact[2026-11-20T13]", "announce", "totals"], "success"
-    )
+    ) | {"order_holes": "skipped"}
     assert first.announced == ["2026-11-20T12", "2026-11-20T13"]
     assert (first.results["totals"]["raw_hours"], first.results["totals"]["microbatches"]) == (2, 3)
     assert lake.tweets() == sorted(collected)
@@ -66,6 +69,24 @@ def test_a_late_microbatch_makes_its_hour_stale_again(running: Laboratory, lake:
     late = run(running, lake, minutes=1)
     assert late.announced == ["2026-11-20T12"]
     assert lake.tweets() == sorted(collected)
+
+
+def test_holes_are_ordered_after_compacting_when_asked_for(running: Laboratory, lake: Lake) -> None:
+    given_up = gap("lake", NOON, NOON + timedelta(minutes=20))
+    key = raw_key(1, NOON, lake.prefix)
+    lake.server.client().put_object(Bucket=lake.server.bucket, Key=key, Body=microbatch([given_up]))
+    done = run(running, lake, {"order_holes": True})
+    assert done.state == "success"
+    keys = LakeKeys(lake.prefix)
+    (name,) = done.results["order_holes"]
+    found = lake.server.client().get_object(Bucket=lake.server.bucket, Key=keys.request(name))["Body"].read()
+    order = Order.from_json(name, found)
+    assert (order.query, order.since, order.until) == ("lake", NOON, NOON + timedelta(minutes=20))
+    again = run(running, lake, {"order_holes": True}, minutes=1)
+    assert again.states == dict.fromkeys(["stale_hours", "order_holes"], "success") | dict.fromkeys(
+        ["compact", "announce", "totals"], "skipped"
+    )
+    assert again.results["order_holes"] == []
 
 
 def test_the_command_line_of_airflow_runs_it_too(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

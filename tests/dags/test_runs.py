@@ -39,6 +39,7 @@ def test_an_hour_that_fails_fails_the_run_and_the_others_are_done_and_announced(
         "compact[2026-11-21T03]": "success",
         "announce": "success",
         "totals": "upstream_failed",
+        "order_holes": "upstream_failed",
     }
     assert run.tries["compact[2026-11-21T02]"] == 1
     assert run.announced == ["2026-11-21T01", "2026-11-21T03"]
