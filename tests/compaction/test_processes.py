@@ -214,11 +214,6 @@ def test_results_come_in_the_order_of_their_tasks_from_every_process() -> None:
         assert crew.map(Counter.double, []) == []
 
 
-def test_the_first_error_ends_the_work() -> None:
-    with Crew(Counter(), [Counter]) as crew, pytest.raises(ValueError, match=r"^\d+$"):
-        crew.map(Counter.fail, range(10))
-
-
 def gone(pid: int) -> bool:
     """Whether a process ends within a minute."""
     try:
@@ -229,6 +224,13 @@ def gone(pid: int) -> bool:
         return bool(select.select([process], [], [], 60)[0])
     finally:
         os.close(process)
+
+
+def test_the_first_error_ends_the_work_and_the_helpers() -> None:
+    with Crew(Counter(), [Counter]) as crew, pytest.raises(ValueError, match=r"^\d+$"):
+        pid = crew._helpers[0].call(Counter.who)
+        crew.map(Counter.fail, range(10))
+    assert gone(pid)
 
 
 STARTER = """
