@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ingester.answers import counts_facts, posts_by_day
-from schemas.orders import Order
 from schemas import snowflake
 from schemas.keys import LakeKeys
+from schemas.orders import Order
 from tests.ingester.simulation import (
     START,
     Crash,

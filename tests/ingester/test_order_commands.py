@@ -10,10 +10,10 @@ from ingester.__main__ import main
 from ingester.budget import Prices
 from ingester.commands.estimate import forecast
 from ingester.model import LEAN, RICH
-from schemas.orders import Order
 from sandbox.s3 import running_s3
 from sandbox.world import WorldSettings
 from sandbox.x_api import ApiSettings, running_x_api
+from schemas.orders import Order
 from schemas.settings import Settings
 
 

@@ -11,13 +11,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from schemas.orders import Order
 from sandbox.conservation import Conserved
 from sandbox.leash import kill
 from sandbox.s3_faults import KINDS, S3Fault, S3Proxy, running_s3_proxy
 from sandbox.world import WorldSettings
 from sandbox.x_api import ApiSettings, running_x_api
 from schemas.keys import LakeKeys
+from schemas.orders import Order
 from tests.scenarios.place import Place, Service, SideBySide, busiest_second, new_places, runbook_events
 
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(240)]
