@@ -180,12 +180,14 @@ def floor(folder: Path) -> Found:
     import pyarrow as pa
 
     from compaction_dags.compaction.decode import fast, page_batches
+    from compaction_dags.compaction.memory import keep_for_reuse
     from compaction_dags.compaction.merge import latest_rows, merged_tweets
     from compaction_dags.compaction.raw_reader import read_microbatch
     from compaction_dags.compaction.spill import Spill
     from compaction_dags.compaction.tables import file_schema, write_file
     from schemas.curated import DECODED, KEYS
 
+    keep_for_reuse()
     spent: dict[str, float] = {}
 
     def timed(part: str, do: Callable[[], Any]) -> Any:

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """Of glibc's malloc.h."""
-_KEPT: Final = 64 << 20
+_KEPT: Final = 32 << 20
 _LARGE: Final = 32 << 20
 """The most that glibc takes."""
 

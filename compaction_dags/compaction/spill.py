@@ -23,9 +23,9 @@ from schemas import snowflake
 from schemas.curated import KEYS
 from schemas.keys import RawHour
 
-ROWS_PER_RANGE = 16_384
-"""About how many rows are merged at a time: some 15 MB of tweets, of which merging holds a few copies."""
-BYTES_WAITING = 32_000_000
+ROWS_PER_RANGE = 8_192
+"""About how many rows are merged at a time: some 8 MB of tweets, of which merging holds a few copies."""
+BYTES_WAITING = 24_000_000
 """How much waits in memory for runs, all tables together. The longer runs are, the fewer have to be merged."""
 ROWS_PER_PIECE = 1_024
 """What is read of a run at once: while runs are merged, one piece of each may be in memory."""

@@ -165,7 +165,9 @@ class Worker:
     def write_tweets(self, share: TweetsShare) -> tuple[list[LocalFile], Merged]:
         """Merge the new tweets of a share with those that are there, a range of ids at a time."""
         counts = Merged()
-        return write_file("tweets", self._merged(share, counts), self._folder), counts
+        files = write_file("tweets", self._merged(share, counts), self._folder)
+        give_back()
+        return files, counts
 
     def _merged(self, share: TweetsShare, counts: Merged) -> Iterator[pa.Table]:
         schema, key = file_schema("tweets"), KEYS["tweets"]
