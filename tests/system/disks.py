@@ -1,10 +1,13 @@
 """File systems of one's own for a test: small ones in memory, and ones on a file that can lose power. They need root."""
 
 import contextlib
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 
 @contextlib.contextmanager
@@ -35,6 +38,8 @@ def lose_power(image: Path, rest: Path) -> None:
 
 @contextlib.contextmanager
 def _mounted(folder: Path, *what: str) -> Iterator[None]:
+    if os.geteuid() != 0:
+        pytest.fail("mounting a disk needs root: run `make test-system` as root")
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", *what, folder], check=True)
     try:
