@@ -36,6 +36,8 @@ SEALED_BLOCK_BYTES = 4_000_000
 """Uncompressed bytes of a sealed block: bounds the memory of sealing and reading, large enough for zstandard."""
 
 _SCHEMA = fastavro.parse_schema(raw.load_schema())
+_FIELDS = {field["name"] for field in raw.load_schema()["fields"]} - raw.ADDED_SINCE
+"""What every file of this format has. A flipped bit in a field's name would make a new field of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,7 @@ def refuse_newer(path: Path) -> None:
 
 def _reader(file: IO[bytes], name: str) -> Any:
     try:
-        reader = fastavro.reader(file)
+        reader = _with_our_fields(fastavro.reader(file))
         format_, known = int(reader.metadata[raw.META_FORMAT]), int(raw.FORMAT)
         if format_ <= known:
             format_, known = json.loads(reader.metadata[raw.META_CHECKPOINT])["format"], states.CHECKPOINT_FORMAT
@@ -190,6 +192,13 @@ def _reader(file: IO[bytes], name: str) -> Any:
             f"{name} was written by a newer tweetlake (format {format_}, this one knows {known}): start that one again; "
             "docs/runbook.md says what else can be done"
         )
+    return reader
+
+
+def _with_our_fields(reader: Any) -> Any:
+    """The reader of a file that has every field there must be. Raises SpoolDamaged."""
+    if missing := _FIELDS - {field["name"] for field in reader.writer_schema["fields"]}:
+        raise SpoolDamaged(f"the header names no field {', '.join(sorted(missing))}")
     return reader
 
 
@@ -205,7 +214,7 @@ def read_records(path: Path) -> Iterator[RawRecord]:
     """
     with path.open("rb") as file:
         try:
-            for record in fastavro.reader(file):
+            for record in _with_our_fields(fastavro.reader(file)):
                 if not _body_is_whole(record):
                     return
                 yield cast("RawRecord", record)
@@ -227,7 +236,7 @@ def whole_part(path: Path) -> tuple[int, int]:
     """How many whole records a file has and where they end. Raises SpoolDamaged when its header cannot be read."""
     with path.open("rb") as file:
         try:
-            blocks = iter(fastavro.block_reader(file))
+            blocks = iter(_with_our_fields(fastavro.block_reader(file)))
         except Exception as error:  # as above
             raise SpoolDamaged(f"the header cannot be read: {error!r}") from error
         records, end = 0, file.tell()
@@ -252,7 +261,7 @@ def _body_is_whole(record: Any) -> bool:
 def write_sealed(source: Path, target: Path, name: MicrobatchName, codec: str) -> Sealed:
     """Write the whole records of an open file as a sealed one, fsynced. Raises SpoolDamaged, OSError or SpoolBroken."""
     with source.open("rb") as file:
-        reader = fastavro.reader(file)
+        reader = _with_our_fields(fastavro.reader(file))
         metadata = {key: value for key, value in reader.metadata.items() if key.startswith("tweetlake.")}
         schema = reader.writer_schema
     destination = _destination(metadata)

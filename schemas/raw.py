@@ -7,6 +7,9 @@ from typing import Any
 FORMAT = "1"
 """Version of the raw record. A reader refuses a higher one; a new optional field does not raise it."""
 
+ADDED_SINCE = frozenset({"order", "resume_below"})
+"""Optional fields that the first files of this format do not have."""
+
 META_FORMAT = "tweetlake.format"
 META_SEQUENCE = "tweetlake.sequence"
 META_SPOOL_ID = "tweetlake.spool_id"

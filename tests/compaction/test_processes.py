@@ -227,7 +227,7 @@ def gone(pid: int) -> bool:
 
 
 def test_the_first_error_ends_the_work_and_the_helpers() -> None:
-    with Crew(Counter(), [Counter]) as crew, pytest.raises(ValueError, match=r"^\d+$"):
+    with Crew(Counter(), [Counter]) as crew, pytest.raises(ValueError, match=r"^\d+"):
         pid = crew._helpers[0].call(Counter.who)
         crew.map(Counter.fail, range(10))
     assert gone(pid)

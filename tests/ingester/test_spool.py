@@ -147,6 +147,23 @@ def test_flipped_bits_never_pass_for_data(tmp_path_factory, place, bit, codec):
     again.release()
 
 
+@pytest.mark.parametrize("field", ["kind", "body_sha256", "query"])
+def test_a_flipped_bit_in_a_fields_name_sets_the_file_aside_whole(spool, field):
+    spool.open_microbatch(name(), State())
+    spool.append(page(0))
+    file = spool.file(name(), "open")
+    content = file.read_bytes()
+    wrong = field[:-1] + chr(ord(field[-1]) ^ 1)
+    damaged = content.replace(f'"name": "{field}"'.encode(), f'"name": "{wrong}"'.encode())
+    assert damaged != content
+    file.write_bytes(damaged)
+    again = reopen(spool)
+    assert again.recover() == []
+    assert again.file(name(), "quarantine").read_bytes() == damaged
+    assert field in again.reason(name())
+    again.release()
+
+
 def test_a_damaged_sealed_file_is_no_state(spool):
     for sequence in (1, 2):
         spool.open_microbatch(name(sequence), State())
