@@ -37,6 +37,7 @@ def build(folder: Path, files: int, processes: int, forms: bool) -> list[tuple[s
 
 def _world(folder: Path, files: int, forms: bool, numbers: range) -> list[tuple[str, Path]]:
     """Some microbatches in a row; tweets come again only within them."""
+    from ingester.microbatch import SEALED_LEVELS
     from tests.compaction.pages import NOON, World, microbatch, page_record, raw_key
 
     apart_ms = max(2, round(2 * 3_600_000 * 0.9 / (max(files, FILES_AN_HOUR) * TWEETS_A_FILE)))
@@ -47,7 +48,8 @@ def _world(folder: Path, files: int, forms: bool, numbers: range) -> list[tuple[
         at = NOON + timedelta(seconds=3_600 * number / max(files, FILES_AN_HOUR))
         pages = [(at + timedelta(milliseconds=100 * n), world.body(TWEETS_A_PAGE)) for n in range(PAGES_A_FILE)]
         path = folder / "raw" / f"{number:06d}.avro"
-        path.write_bytes(microbatch([page_record(body, when) for when, body in pages], number + 1, blocks=False))
+        records = [page_record(body, when) for when, body in pages]
+        path.write_bytes(microbatch(records, number + 1, blocks=False, level=SEALED_LEVELS["zstandard"]))
         made.append((raw_key(number + 1), path))
         if forms:
             _typed(folder / "typed", number, pages)

@@ -171,10 +171,11 @@ class Spill:
 
     def add(self, table: str, rows: pa.Table) -> None:
         """Keep rows, given in any order."""
-        rows = self._folded(table, rows)  # a copy: decoded rows hold on to all that was decoded with them
+        if table in self._folds:
+            rows = self._folded(table, rows)
         if rows.num_rows:
             self._waiting.setdefault(table, []).append(rows)
-            self._bytes[table] += rows.nbytes
+            self._bytes[table] += rows.get_total_buffer_size()
             if self._bytes.total() > self._most_bytes:
                 self._write_run(self._bytes.most_common(1)[0][0])
 
@@ -192,7 +193,7 @@ class Spill:
         del self._bytes[table]
         if not waiting:
             return
-        rows = waiting[0] if len(waiting) == 1 else self._folded(table, pa.concat_tables(waiting))
+        rows = self._folded(table, pa.concat_tables(waiting))
         key = KEYS[table]
         keys = rows[key].combine_chunks()
         pieces = [keys.slice(start, ROWS_PER_PIECE) for start in range(0, len(keys), ROWS_PER_PIECE)]

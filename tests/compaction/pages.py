@@ -381,6 +381,7 @@ def microbatch(
     *,
     codec: str = "zstandard",
     blocks: bool = True,
+    level: int | None = None,
     metadata: dict[str, str] | None = None,
     schema: dict[str, Any] | None = None,
 ) -> bytes:
@@ -397,6 +398,7 @@ def microbatch(
         schema or load_schema(),
         records,
         codec=codec,
+        codec_compression_level=level,
         metadata=header if metadata is None else metadata,
         sync_interval=1 if blocks else 1 << 30,
     )
