@@ -30,7 +30,7 @@ test: $(READY) ## every test; ARGS="tests/house -k fence" runs some
 	@$(BIN)/python -m pytest $(or $(ARGS),--numprocesses=auto --maxprocesses=4 --dist=loadscope --no-loadscope-reorder)
 
 test-system: $(READY) ## the DAGs in a whole Airflow on PostgreSQL, disks that fill up; installs PostgreSQL if root and missing
-	@.ci/postgresql
+	@.ci/system-packages
 	@$(BIN)/python -m pytest tests/system $(ARGS)
 
 soak: $(READY) ## kill real ingesters while X and S3 fail, for 10 minutes; ARGS="--minutes 3" and more, see docs/soak.md
