@@ -6,6 +6,7 @@ from typing import Any
 from ingester.lease import Lease
 from ingester.poller import Poller
 from ingester.ports import Clock
+from ingester.pulse import Pulse
 from ingester.spool import Spool
 from ingester.telemetry import Telemetry
 from ingester.term import Term
@@ -35,6 +36,7 @@ class Report:
     ) -> None:
         self.term: Term | None = None
         self.uploader: Uploader | None = None
+        self.pulse: Pulse | None = None
         self._settings = settings
         self._spool = spool
         self._lease = lease
