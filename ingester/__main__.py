@@ -25,6 +25,7 @@ from ingester.commands.common import (
     settings_problems_told,
     with_config,
 )
+from ingester.commands.completion import completion
 from ingester.commands.estimate import estimate
 from ingester.commands.spool import spool
 from ingester.commands.status import status
@@ -211,7 +212,7 @@ async def _open_x(settings: Settings, clock: Clock, telemetry: "Telemetry") -> "
             return x
 
 
-for command in (backfill, estimate, check, status, spool):
+for command in (backfill, estimate, check, completion, status, spool):
     main.add_command(command)
 
 

@@ -1,0 +1,22 @@
+"""`tweetlake completion`: what a shell needs to complete commands and options."""
+
+import click
+from click.shell_completion import get_completion_class
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print the script with which a shell completes this program's commands and options.
+
+    \b
+    Examples:
+      tweetlake completion bash | sudo tee /etc/bash_completion.d/tweetlake
+      tweetlake completion zsh > ~/.zfunc/_tweetlake
+      tweetlake completion fish > ~/.config/fish/completions/tweetlake.fish
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None
+    program = context.find_root()
+    click.echo(kind(program.command, {}, "tweetlake", "_TWEETLAKE_COMPLETE").source())
