@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import faulthandler
 import importlib
 import os
 import sys
@@ -76,6 +77,7 @@ def run(config: Path | None) -> None:
     \b
     Exit codes: 0 stopped, 78 settings, 74 disk, 75 another process has the spool, 70 anything else.
     """
+    faulthandler.enable()  # where it hung, should the watchdog of systemd end it by SIGABRT
     _share_memory_between_threads()
     with settings_problems_told():
         settings = load(config)
@@ -95,9 +97,11 @@ def _share_memory_between_threads() -> None:
 
 
 async def _serve(settings: Settings) -> int:
+    from ingester import gauges
     from ingester.clock import SystemClock
     from ingester.health import HealthServer
     from ingester.model import field_set
+    from ingester.notify import Notifier
     from ingester.s3 import S3
     from ingester.service import Service
     from ingester.spool import Spool
@@ -122,11 +126,14 @@ async def _serve(settings: Settings) -> int:
             telemetry=telemetry,
             fields=field_set(settings.x.fields, settings.x.expansions),
             version=version("tweetlake"),
+            notifier=Notifier.from_environment(os.environ, os.getpid()),
         )
         report = service.report
         server = HealthServer(
             status=report.status, readiness=report.readiness, health=report.health, registry=telemetry.registry
         )
+        telemetry.expect(query.name for query in settings.query)
+        gauges.expose(telemetry.registry, report.status, settings)
         try:
             url = await server.start(settings.health.host, settings.health.port)
         except OSError as error:

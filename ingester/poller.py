@@ -14,6 +14,7 @@ from ingester.journal import Journal
 from ingester.model import Answer, Bill, FieldSet, PageFacts, SearchRequest
 from ingester.pacing import BACKLOG, LIVE, Gate
 from ingester.ports import Clock, Source
+from ingester.pulse import FOR_EVER, Beat, unheard
 from ingester.retry import Backoff
 from ingester.telemetry import Telemetry
 from ingester.windows import Windows
@@ -62,6 +63,7 @@ class Poller:
         max_results: int,
         stop: asyncio.Event,
         backoff: Backoff | None = None,
+        beat: Beat = unheard,
     ) -> None:
         self.query = query
         self.windows = Windows(query, journal, gate.x_time, clock, telemetry)
@@ -80,6 +82,7 @@ class Poller:
         self._read_today = read_today
         self._max_results = max_results
         self._stop = stop
+        self._beat = beat
         self._backoff = backoff or Backoff(first_seconds=1.0, cap_seconds=60.0)
         self._chains: dict[tuple[int, int], Chain] = {}
         self._next_poll = 0.0
@@ -138,7 +141,9 @@ class Poller:
         interval, chain = ask.interval, self._chains.get(ask.interval.key)
         patience = None if ask.priority == LIVE else max(0.0, self._next_poll - self._clock.monotonic())
         wanted = min(ask.posts, chain.max_results) if chain else ask.posts
+        self._beat(FOR_EVER)  # the gate is heard itself
         turn = await self._gate.turn(ask.priority, wanted, patience)
+        self._beat()
         if turn is None:
             return 0.0
         if chain and turn.max_results < chain.max_results:  # a budget nears its end: smaller pages, by bounds
@@ -210,10 +215,6 @@ class Poller:
             interval=str(interval),
             last=found.is_last,
         )
-        money = self._journal.state.money
-        self._telemetry.booked(today_microusd=money.day.microusd, month_microusd=money.month.microusd)
-        state = self.windows.state
-        self._telemetry.query_progressed(self.query.name, snowflake.time_of(state.frontier_id), len(state.todo))
         if found.problem is not None:
             wait = self._backoff.next_wait()
             self.last_problem = found.problem
@@ -237,7 +238,9 @@ class Poller:
     async def _sleep(self, seconds: float) -> None:
         """Wait, or wake when the service stops."""
         if seconds <= 0:
+            self._beat()
             return
+        self._beat(seconds)
         sleep = asyncio.ensure_future(self._clock.sleep(seconds))
         stop = asyncio.ensure_future(self._stop.wait())
         try:

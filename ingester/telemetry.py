@@ -2,8 +2,9 @@
 
 import logging
 import sys
+from collections import Counter as Tally
 from collections import deque
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -53,59 +54,46 @@ class Telemetry:
     def __init__(self, registry: CollectorRegistry | None = None, now: Callable[[], datetime] | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         self.problems: deque[Problem] = deque(maxlen=50)
+        self.posts: Tally[str] = Tally()
+        """Posts stored in this life, repeats included, by query."""
+        self.gaps: Tally[str] = Tally()
+        """Intervals recorded in this life as not covered, by query."""
         self._now = now or (lambda: datetime.now(UTC))
         self._log = structlog.get_logger()
         self._told = self._counter("problems", "Problems told, by event; docs/runbook.md has each.", "event")
         self._requests = self._counter("requests", "Requests to X by what the answer meant.", "query", "meaning")
         self._pages = self._counter("pages_stored", "Pages of X made durable in the spool.", "query")
         self._posts = self._counter("posts_stored", "Posts in the pages stored, repeats included.", "query")
-        self._bytes = self._counter(
-            "page_bytes_stored", "Bytes of the page bodies stored, before compression.", "query"
-        )
+        self._bytes = self._counter("page_bytes", "Bytes of the page bodies stored, before compression.", "query")
         self._cost = self._counter("spent_usd", "US dollars booked for pages, by the settings' prices.", "query")
         self._page_problems = self._counter("page_problems", "Pages that could not be followed.", "query")
         self._gaps = self._counter("gaps", "Intervals recorded as not covered.", "query", "reason")
-        self._covered = Gauge(
-            "tweetlake_query_newest_covered_timestamp_seconds",
-            "Upper end of the newest window planned, as Unix time.",
-            ["query"],
-            registry=self.registry,
-        )
-        self._backlog = Gauge(
-            "tweetlake_query_todo_intervals",
-            "Intervals planned and not covered yet.",
-            ["query"],
+        self._gap_at = Gauge(
+            "tweetlake_last_gap_timestamp_seconds",
+            "When an interval was last recorded as not covered, as Unix time.",
+            ["query", "reason"],
             registry=self.registry,
         )
         self._latency = Histogram(
-            "tweetlake_request_seconds",
+            "tweetlake_request_duration_seconds",
             "From sending a request to X until its whole answer.",
             registry=self.registry,
             buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
-        )
-        self._booked = Gauge(
-            "tweetlake_booked_usd",
-            "US dollars booked this UTC day and month, over all lives of the service.",
-            ["period"],
-            registry=self.registry,
-        )
-        self._x_counted = Gauge(
-            "tweetlake_x_counted_posts", "Posts that X counted as read today, when asked last.", registry=self.registry
         )
         self._sealed = self._counter("microbatches_sealed", "Microbatches sealed, by what made it.", "reason")
         self._shipped = self._counter("microbatches_shipped", "Microbatches stored in S3 and forgotten locally.")
         self._shipped_bytes = self._counter("shipped_bytes", "Bytes of the microbatches stored in S3.")
         self._upload_failures = self._counter("upload_failures", "Failed attempts to upload; each is tried again.")
         self._quarantined = self._counter("microbatches_quarantined", "Microbatches set aside for a person to look at.")
-        self._lease_held = Gauge(
-            "tweetlake_lease_held", "1 while this ingester owns the lease and may ask X.", registry=self.registry
-        )
-        self._paused = Gauge(
-            "tweetlake_paused", "1 while a part waits for something outside.", ["part"], registry=self.registry
-        )
 
     def _counter(self, name: str, doc: str, *labels: str) -> Counter:
         return Counter(f"tweetlake_{name}", doc, labels, registry=self.registry)
+
+    def expect(self, queries: Iterable[str]) -> None:
+        """Begin every query's counters at 0: a rate does not see the first step of one that begins with it."""
+        for query in queries:
+            for counter in (self._pages, self._posts, self._bytes, self._cost, self._page_problems):
+                counter.labels(query)
 
     def _problem(self, event: str, detail: str, **facts: Any) -> None:
         self._told.labels(event).inc()
@@ -117,6 +105,9 @@ class Telemetry:
     def started(self, **facts: Any) -> None:
         self._log.info("started", **facts)
 
+    def listening_openly(self, detail: str) -> None:
+        self._problem("listening_openly", detail)
+
     def stopping(self, reason: str) -> None:
         self._log.info("stopping", reason=reason)
 
@@ -125,6 +116,9 @@ class Telemetry:
 
     def died(self, reasons: list[str]) -> None:
         self._log.error("died", reasons=reasons)
+
+    def loop_hung(self, name: str, silent_seconds: float) -> None:
+        self._problem("loop_hung", f"{name} has made no progress for {silent_seconds:.0f} s", loop=name)
 
     def state_found(self, where: str, sequence: int, queries: int) -> None:
         self._log.info("state_found", where=where, sequence=sequence, queries=queries)
@@ -135,18 +129,15 @@ class Telemetry:
     # The lease.
 
     def lease_taken(self, term: int) -> None:
-        self._lease_held.set(1)
         self._log.info("lease_taken", term=term)
 
     def lease_released(self) -> None:
-        self._lease_held.set(0)
         self._log.info("lease_released")
 
     def lease_waiting(self, detail: str) -> None:
         self._problem("lease_waiting", detail)
 
     def lease_lost(self, detail: str) -> None:
-        self._lease_held.set(0)
         self._problem("lease_lost", detail)
 
     def lease_unreachable(self, detail: str) -> None:
@@ -161,20 +152,13 @@ class Telemetry:
     def page_stored(self, query: str, *, posts: int, size: int, microusd: int, interval: str, last: bool) -> None:
         self._pages.labels(query).inc()
         self._posts.labels(query).inc(posts)
+        self.posts[query] += posts
         self._bytes.labels(query).inc(size)
         self._cost.labels(query).inc(microusd / 1e6)
         if posts:
             self._log.info(
                 "page_stored", query=query, posts=posts, usd=round(microusd / 1e6, 4), interval=interval, last=last
             )
-
-    def query_progressed(self, query: str, covered_until: datetime, todo: int) -> None:
-        self._covered.labels(query).set(covered_until.timestamp())
-        self._backlog.labels(query).set(todo)
-
-    def booked(self, *, today_microusd: int, month_microusd: int) -> None:
-        self._booked.labels("day").set(today_microusd / 1e6)
-        self._booked.labels("month").set(month_microusd / 1e6)
 
     def page_problem(self, query: str, detail: str, wait_seconds: float) -> None:
         self._page_problems.labels(query).inc()
@@ -188,6 +172,8 @@ class Telemetry:
 
     def gap_recorded(self, query: str, reason: str, interval: str) -> None:
         self._gaps.labels(query, reason).inc()
+        self.gaps[query] += 1
+        self._gap_at.labels(query, reason).set(self._now().timestamp())
         self._problem("gap_recorded", f"{interval} will not be covered: {reason}", query=query)
 
     def request_failed(self, query: str, detail: str, wait_seconds: float) -> None:
@@ -198,7 +184,6 @@ class Telemetry:
         self._problem("request_refused", detail, query=query, wait_seconds=round(wait_seconds, 1))
 
     def asking_paused(self, reason: str, until: datetime | None) -> None:
-        self._paused.labels("x").set(1)
         self._problem("asking_paused", reason, until=until.isoformat(timespec="seconds") if until else None)
 
     def query_paused(self, query: str, reason: str, until: datetime | None) -> None:
@@ -215,7 +200,6 @@ class Telemetry:
             self._log.info("audited", query=query, posts_counted=posts, **days)
 
     def reconciled(self, counted: int, booked: int) -> None:
-        self._x_counted.set(counted)
         self._log.info("reconciled", x_counted=counted, booked=booked)
 
     def usage_differs(self, counted: int, booked: int) -> None:
@@ -231,7 +215,6 @@ class Telemetry:
         self._problem("orders_unreachable", detail, wait_seconds=round(wait_seconds, 1))
 
     def asking_resumed(self) -> None:
-        self._paused.labels("x").set(0)
         self._log.info("asking_resumed")
 
     def clock_off(self, seconds: float) -> None:
@@ -255,7 +238,6 @@ class Telemetry:
     # S3.
 
     def shipped(self, name: str, *, size: int, already: bool) -> None:
-        self._paused.labels("s3").set(0)
         self._shipped.inc()
         self._shipped_bytes.inc(size)
         self._log.info("shipped", microbatch=name, bytes=size, already_there=already)
@@ -265,7 +247,6 @@ class Telemetry:
         self._problem("upload_failed", detail, microbatch=name, wait_seconds=round(wait_seconds, 1))
 
     def upload_paused(self, name: str, detail: str, wait_seconds: float) -> None:
-        self._paused.labels("s3").set(1)
         self._problem("upload_paused", detail, microbatch=name, wait_seconds=wait_seconds)
 
     def quarantined(self, name: str, detail: str) -> None:
