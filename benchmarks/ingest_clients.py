@@ -111,7 +111,8 @@ async def tweetlake(job: Job) -> Result:
     from ingester.pacing import Gate
     from ingester.poller import Poller
     from ingester.spool import Spool
-    from ingester.telemetry import Telemetry, configure_logging
+    from ingester.logs import configure_logging
+    from ingester.telemetry import Telemetry
     from ingester.x_api import XApi
     from ingester.x_time import XTime
     from schemas.settings import Budget, Price, Query, XSecret

@@ -100,12 +100,13 @@ async def _serve(settings: Settings) -> int:
     from ingester import gauges
     from ingester.clock import SystemClock
     from ingester.health import HealthServer
+    from ingester.logs import configure_logging
     from ingester.model import field_set
     from ingester.notify import Notifier
     from ingester.s3 import S3
     from ingester.service import Service
     from ingester.spool import Spool
-    from ingester.telemetry import Telemetry, configure_logging
+    from ingester.telemetry import Telemetry
 
     configure_logging()
     clock = SystemClock()

@@ -1,10 +1,8 @@
 """What the service says about itself: every event once, as one log line and its metrics; and the last problems for people."""
 
-import logging
-import sys
 from collections import Counter as Tally
 from collections import deque
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -20,32 +18,6 @@ class Problem:
     at: datetime
     event: str
     detail: str
-
-
-def configure_logging(*, human: bool | None = None) -> None:
-    """Lines for people on a terminal, JSON otherwise; to stderr. tweepy's and botocore's own logs stay at warning:
-    their debug lines hold the token.
-    """
-    human = sys.stderr.isatty() if human is None else human
-    renderer = structlog.dev.ConsoleRenderer() if human else structlog.processors.JSONRenderer()
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            _event_first,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-
-
-def _event_first(_logger: Any, _name: str, line: MutableMapping[str, Any]) -> dict[str, Any]:
-    """Time, level and event lead every line, so that a column of them can be read down."""
-    leading = ("timestamp", "level", "event")
-    return {name: line[name] for name in leading if name in line} | {k: v for k, v in line.items() if k not in leading}
 
 
 class Telemetry:
