@@ -31,3 +31,24 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: "scenarios" not in item.path.parts)  # the longest of them goes first
+
+
+SECRETS = ("sandbox-token", "sandbox-secret", "AAAA-very-secret")
+"""Every token and key that a test gives to a program. No program may write one of them."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Fails a test in whose output, or in a log file of whose folder, a secret stands."""
+    report = yield
+    if report.when == "teardown":
+        written = list(report.sections)
+        folder = item.funcargs.get("tmp_path") if hasattr(item, "funcargs") else None
+        if folder is not None and folder.is_dir():
+            logs = [file for file in folder.rglob("*.log") if file.is_file()]
+            written += [(str(file), file.read_text(errors="replace")) for file in logs]
+        told = {place for place, content in written if any(secret in content for secret in SECRETS)}
+        if told:
+            report.outcome = "failed"
+            report.longrepr = f"a secret stands in {', '.join(sorted(told))}"
+    return report
