@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from compaction_dags.compaction.commands.common import errors_told, say, with_config, worst
+from compaction_dags.compaction.commands.completion import completion
 from compaction_dags.compaction.commands.freshness import freshness
 from compaction_dags.compaction.commands.holes import order_holes
 from compaction_dags.compaction.commands.rebuild import rebuild
@@ -108,7 +109,7 @@ def _shown(console: Console, hours: int) -> Iterator["Report"]:
         yield report
 
 
-for command in (freshness, maintain, order_holes, report):
+for command in (completion, freshness, maintain, order_holes, report):
     main.add_command(command)
 main.add_command(rebuild)
 

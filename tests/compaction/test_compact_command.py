@@ -99,6 +99,16 @@ def test_help_has_examples_and_exit_codes() -> None:
     assert "Exit codes: 0 done, 78 settings, 75 S3 does not answer" in found.stdout
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_is_told_how_to_complete_and_is_answered(shell: str) -> None:
+    script = run("completion", shell)
+    assert script.exit_code == 0
+    assert f"_TWEETLAKE_COMPACT_COMPLETE={shell}_complete" in script.stdout
+    asked = {"_TWEETLAKE_COMPACT_COMPLETE": "bash_complete", "COMP_WORDS": "tweetlake-compact fr", "COMP_CWORD": "1"}
+    answer = CliRunner().invoke(command.main, [], prog_name="tweetlake-compact", env=asked)
+    assert answer.stdout.split() == ["plain,freshness"]
+
+
 def test_a_command_takes_its_settings_file_from_either_side_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     named: list[Path | None] = []
 

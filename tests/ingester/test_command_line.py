@@ -72,6 +72,15 @@ def test_every_command_explains_itself_with_an_example(command):
     assert "--config" in result.output or command in ([], ["completion"])
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_is_told_how_to_complete_and_is_answered(shell):
+    script = CliRunner().invoke(main, ["completion", shell])
+    assert script.exit_code == 0
+    assert f"_TWEETLAKE_COMPLETE={shell}_complete" in script.output
+    asked = {"_TWEETLAKE_COMPLETE": "bash_complete", "COMP_WORDS": "tweetlake sp", "COMP_CWORD": "1"}
+    assert CliRunner().invoke(main, [], prog_name="tweetlake", env=asked).output.split() == ["plain,spool"]
+
+
 def test_check_is_quiet_about_secrets_and_tells_what_a_page_costs(config, environment):
     result = CliRunner().invoke(main, ["check", "--offline", "--config", str(config)])
     assert result.exit_code == 0, result.output
