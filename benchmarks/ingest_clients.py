@@ -107,11 +107,11 @@ async def tweetlake(job: Job) -> Result:
     from ingester.clock import SystemClock
     from ingester.errors import Stopping
     from ingester.journal import Journal
+    from ingester.logs import configure_logging
     from ingester.model import RICH, Answer, SearchRequest
     from ingester.pacing import Gate
     from ingester.poller import Poller
     from ingester.spool import Spool
-    from ingester.logs import configure_logging
     from ingester.telemetry import Telemetry
     from ingester.x_api import XApi
     from ingester.x_time import XTime
