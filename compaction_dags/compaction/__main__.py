@@ -16,6 +16,7 @@ from compaction_dags.compaction.commands.common import errors_told, say, with_co
 from compaction_dags.compaction.commands.completion import completion
 from compaction_dags.compaction.commands.freshness import freshness
 from compaction_dags.compaction.commands.holes import order_holes
+from compaction_dags.compaction.commands.metrics import metrics
 from compaction_dags.compaction.commands.rebuild import rebuild
 from compaction_dags.compaction.commands.report import report
 from compaction_dags.compaction.commands.upkeep import maintain
@@ -109,7 +110,7 @@ def _shown(console: Console, hours: int) -> Iterator["Report"]:
         yield report
 
 
-for command in (completion, freshness, maintain, order_holes, report):
+for command in (completion, freshness, maintain, metrics, order_holes, report):
     main.add_command(command)
 main.add_command(rebuild)
 
