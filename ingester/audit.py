@@ -16,6 +16,7 @@ from ingester.journal import Journal
 from ingester.model import Answer, CountsRequest
 from ingester.pacing import Gate
 from ingester.ports import Clock, Source
+from ingester.pulse import Beat, unheard
 from ingester.retry import Backoff
 from ingester.telemetry import Telemetry
 from schemas import snowflake
@@ -51,6 +52,7 @@ class Audit:
         clock: Clock,
         telemetry: Telemetry,
         backoff: Backoff | None = None,
+        beat: Beat = unheard,
     ) -> None:
         self._queries = queries
         self._source = source
@@ -59,23 +61,29 @@ class Audit:
         self._prices = prices
         self._clock = clock
         self._telemetry = telemetry
+        self._beat = beat
         self._backoff = backoff or Backoff(first_seconds=2 * LOOK_AGAIN_SECONDS, cap_seconds=LONGEST_WAIT)
 
     async def run(self) -> None:
         """Look for days to audit, for ever. Ends when the service stops."""
         await self._gate.x_time.known.wait()
-        await self._clock.sleep(FIRST_LOOK_SECONDS)
+        await self._sleep(FIRST_LOOK_SECONDS)
         try:
             while True:
                 due = [(query, request) for query in self._queries if (request := self._due(query)) is not None]
                 answered = [await self._ask(query, request) for query, request in due]
                 if all(answered):
                     self._backoff.succeeded()
-                    await self._clock.sleep(LOOK_AGAIN_SECONDS)
+                    await self._sleep(LOOK_AGAIN_SECONDS)
                 else:
-                    await self._clock.sleep(self._backoff.next_wait())
+                    await self._sleep(self._backoff.next_wait())
         except Stopping:
             return
+
+    async def _sleep(self, seconds: float) -> None:
+        self._beat(seconds)
+        await self._clock.sleep(seconds)
+        self._beat()
 
     def _due(self, query: Query) -> CountsRequest | None:
         """The days that are over and not counted yet, in one request: X bills the request, not the hours."""
@@ -100,7 +108,9 @@ class Audit:
 
     async def _ask_page(self, query: Query, request: CountsRequest, index: int) -> CountsFacts | None:
         cost = self._prices.counts_request
-        answer = await ask_aside(self._gate, self._telemetry, COUNTS, lambda: self._source.counts(request), cost=cost)
+        answer = await ask_aside(
+            self._gate, self._telemetry, COUNTS, lambda: self._source.counts(request), cost=cost, beat=self._beat
+        )
         if answer is None:
             return None
         facts = counts_facts(answer.body)

@@ -10,6 +10,7 @@ from ingester.budget import ReadToday
 from ingester.errors import NeedsOperator, SpoolDamaged, SpoolFull, Transient
 from ingester.microbatch import load_state, read_records
 from ingester.ports import Clock, ObjectStore
+from ingester.pulse import Beat, unheard
 from ingester.retry import Backoff, within
 from ingester.spool import Found, Spool
 from ingester.telemetry import Telemetry
@@ -39,7 +40,7 @@ class Start:
     is_from_s3: bool = False
 
 
-async def recover(spool: Spool, clock: Clock, telemetry: Telemetry) -> None:
+async def recover(spool: Spool, clock: Clock, telemetry: Telemetry, beat: Beat = unheard) -> None:
     """Salvage what a crash left, and tell it. Waits as long as the disk is full: sealing needs room beside the open file.
 
     Raises NewerFormat or SpoolBroken.
@@ -49,6 +50,7 @@ async def recover(spool: Spool, clock: Clock, telemetry: Telemetry) -> None:
             salvaged = await asyncio.to_thread(spool.recover)
         except SpoolFull as error:
             telemetry.spool_full(str(error))
+            beat(RETRY_WHEN_FULL)
             await clock.sleep(RETRY_WHEN_FULL)
         else:
             break

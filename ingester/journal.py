@@ -7,7 +7,8 @@ from datetime import timedelta
 from ingester.errors import SpoolFull
 from ingester.microbatch import Sealed
 from ingester.ports import Clock
-from ingester.spool import Spool
+from ingester.pulse import Beat, unheard
+from ingester.spool import Spool, lacks_room
 from ingester.telemetry import Telemetry
 from schemas import state as states
 from schemas.keys import MicrobatchName, RawHour
@@ -35,6 +36,8 @@ class Journal:
         seal_after_bytes: int,
         max_bytes: int,
         min_free_bytes: int,
+        beat: Beat = unheard,
+        excuse: Beat = unheard,
     ) -> None:
         self.state = state
         self.sealed = asyncio.Event()
@@ -47,6 +50,8 @@ class Journal:
         self._seal_after_bytes = seal_after_bytes
         self._max_bytes = max_bytes
         self._min_free_bytes = min_free_bytes
+        self._beat = beat
+        self._excuse = excuse
         self._lock = asyncio.Lock()
         self._opened = 0.0
         self._opened_with = state
@@ -91,7 +96,9 @@ class Journal:
         """Seal by age, also when nothing arrives, and leave a heartbeat in every hour. Ends only by cancellation."""
         wait = self._seconds_to_wait()
         while True:
+            self._beat(wait)
             await self._clock.sleep(wait)
+            self._beat()
             is_sealed = await self.seal("age", if_older_than=self._seal_after_seconds)
             if self._hour is None or self._hour < RawHour.of(self._clock.now()):
                 await self.append({"kind": "heartbeat", "at": self._clock.now()})
@@ -102,12 +109,7 @@ class Journal:
         if self._clock.monotonic() < self._room_known_until:
             return self._lacks_room
         used, free = await asyncio.to_thread(lambda: (self._spool.used_bytes(), self._spool.free_bytes()))
-        if used >= self._max_bytes:
-            reason = f"the spool holds {used:,} bytes, spool.max_bytes allows {self._max_bytes:,}"
-        elif free < self._min_free_bytes:
-            reason = f"the disk has {free:,} bytes left, spool.min_free_bytes keeps {self._min_free_bytes:,}"
-        else:
-            reason = None
+        reason = lacks_room(used, free, self._max_bytes, self._min_free_bytes)
         if reason is not None and self._lacks_room is None:
             self._telemetry.spool_full(reason)
         self._lacks_room = reason
@@ -125,6 +127,7 @@ class Journal:
                 await self._write(record)
             except SpoolFull as error:
                 self._telemetry.spool_full(str(error))
+                self._excuse(RETRY_WHEN_FULL)  # whoever appends waits for this
                 await self._clock.sleep(RETRY_WHEN_FULL)
             else:
                 break
@@ -153,6 +156,7 @@ class Journal:
     async def _adopt(self, state: State, next_sequence: int) -> None:
         async with self._lock:
             while not await self._seal("takeover"):
+                self._excuse(RETRY_WHEN_FULL)
                 await self._clock.sleep(RETRY_WHEN_FULL)
             self.state, self._next_sequence = state, max(next_sequence, self._next_sequence)
 

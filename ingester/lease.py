@@ -22,6 +22,7 @@ import msgspec
 
 from ingester.errors import KeyTaken, NeedsOperator, Transient
 from ingester.ports import Clock, ObjectStore, Versioned
+from ingester.pulse import Beat, unheard
 from ingester.retry import Backoff, within
 from ingester.telemetry import Telemetry
 from schemas.keys import LakeKeys
@@ -93,6 +94,7 @@ class Lease:
         seconds: float,
         version: str,
         backoff: Backoff | None = None,
+        beat: Beat = unheard,
     ) -> None:
         self.standing = Standing.UNKNOWN if seconds else Standing.OURS
         self.term = 0
@@ -123,6 +125,7 @@ class Lease:
         self._changed = asyncio.Event()
         self._stepping = asyncio.Lock()
         self._is_over = False
+        self._beat = beat
 
     async def run(self) -> None:
         """Look until it is ours, then renew it. Ends only by cancellation."""
@@ -131,8 +134,10 @@ class Lease:
         self._asked_at = self._clock.monotonic()
         self._asked.set()
         while True:
+            self._beat()
             async with self._stepping:
                 wait = await self._step()
+            self._beat(wait)
             await self._clock.sleep(wait)
 
     async def granted(self, patience: float | None) -> int:

@@ -7,6 +7,7 @@ does not plan it again.
 from ingester.errors import NeedsOperator, Transient
 from ingester.journal import Journal
 from ingester.ports import Clock, ObjectStore
+from ingester.pulse import Beat, unheard
 from ingester.retry import Backoff
 from ingester.telemetry import Telemetry
 from ingester.windows import cut
@@ -33,6 +34,7 @@ class Orders:
         clock: Clock,
         telemetry: Telemetry,
         backoff: Backoff | None = None,
+        beat: Beat = unheard,
     ) -> None:
         self._rules = {query.name: query.rule for query in queries}
         self._store = store
@@ -42,18 +44,22 @@ class Orders:
         self._telemetry = telemetry
         self._backoff = backoff or Backoff(first_seconds=5.0, cap_seconds=300.0)
         self._refused: set[str] = set()
+        self._beat = beat
 
     async def run(self) -> None:
         """Look for ever. Ends only by cancellation."""
         while True:
             wait = LOOK_EVERY_SECONDS
+            self._beat()
             try:
                 for key in await self._store.list_keys(self._keys.requests):
+                    self._beat()
                     await self._carry_out(key)
                 self._backoff.succeeded()
             except (Transient, NeedsOperator) as error:
                 wait += self._backoff.next_wait()
                 self._telemetry.orders_unreachable(str(error), wait)
+            self._beat(wait)
             await self._clock.sleep(wait)
 
     async def _carry_out(self, key: str) -> None:

@@ -15,6 +15,7 @@ from ingester.budget import Allowed, Purse, Reservation
 from ingester.errors import Stopping
 from ingester.model import Answer
 from ingester.ports import Clock
+from ingester.pulse import FOR_EVER, Beat, unheard
 from ingester.telemetry import Telemetry
 from ingester.x_time import XTime
 from schemas.records import SEARCH
@@ -77,6 +78,8 @@ class Hold:
     reason: str
     until: datetime | None
     seconds: float
+    kind: str
+    """`rate`, `backlog` (only the backlog waits), `budget`, `disk`, or what X refuses by: a meaning of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,7 @@ class Gate:
         lacks_room: Callable[[], Awaitable[str | None]],
         polls_per_second: float,
         concurrency: int,
+        beat: Beat = unheard,
     ) -> None:
         self.x_time = x_time
         self.rates: defaultdict[str, RateWindow] = defaultdict(RateWindow)
@@ -126,6 +130,7 @@ class Gate:
         self._lacks_room = lacks_room
         self._polls_per_second = polls_per_second
         self._free = concurrency
+        self._beat = beat
         self._queue: list[_Waiting] = []
         self._arrivals = itertools.count()
         self._changed = asyncio.Event()
@@ -201,13 +206,17 @@ class Gate:
             self._queue = [waiting for waiting in self._queue if not waiting.turn.done()]
             heapq.heapify(self._queue)
             if not self._queue or self._free == 0:
+                # Who waits for a turn relies on this: with all of them given out, one has to come back in time.
+                self._beat(0.0 if self._queue else FOR_EVER)
                 await self._changed.wait()
                 continue
             first = self._queue[0]
+            self._beat()
             hold = await self._grant(first)  # meanwhile others may have come to the front, or a stop sent all home
             if first.endpoint == SEARCH:
                 self._show(hold)
             if hold is not None:
+                self._beat(hold.seconds)
                 await self._changed_within(hold.seconds)
 
     async def _grant(self, waiting: _Waiting) -> Hold | None:
@@ -230,18 +239,18 @@ class Gate:
         now = self.x_time.now()
         if self._refused is not None and (left := self._probe_at - self._clock.monotonic()) > 0:
             reason = f"X refuses ({self._refused.meaning.value}): {self._refused.detail}"
-            return 0, Hold(reason, now + timedelta(seconds=left), left)
+            return 0, Hold(reason, now + timedelta(seconds=left), left, self._refused.meaning.value)
         keep = self._kept_for_live(now) if waiting.priority == BACKLOG else 0
         rate = self.rates[waiting.endpoint]
         if (wait := rate.seconds_until_free(now, keep)) > 0:
             words = "X's rate window is used up" if keep == 0 else "the rest of X's rate window is kept for live polls"
-            return 0, Hold(words, rate.reset_at, wait)
+            return 0, Hold(words, rate.reset_at, wait, "rate" if keep == 0 else "backlog")
         allowed = self._affordable(waiting, now)
         if allowed.cap:
             left = (allowed.reset - now).total_seconds() + 1 if allowed.reset else LONGEST_HOLD
-            return 0, Hold(allowed.cap, allowed.reset, min(LONGEST_HOLD, left))
+            return 0, Hold(allowed.cap, allowed.reset, min(LONGEST_HOLD, left), "budget")
         if (no_room := await self._lacks_room()) is not None:
-            return 0, Hold(no_room, None, ROOM_CHECK_SECONDS)
+            return 0, Hold(no_room, None, ROOM_CHECK_SECONDS, "disk")
         return allowed.posts, None
 
     def _affordable(self, waiting: _Waiting, now: datetime) -> Allowed:

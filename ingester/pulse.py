@@ -10,8 +10,11 @@ from typing import Protocol
 
 from ingester.ports import Clock
 
-PATIENCE_SECONDS = 60.0
-"""What one step of a loop may take beyond the waiting that it announced: thrice what the slowest bounded call takes."""
+PATIENCE_SECONDS = 300.0
+"""What a step of a loop may take beyond the waiting that it announced: more than any chain of calls that end by their own
+time-outs, which are 30 s with X and up to 70 s with S3. A false alarm would cost a restart, a late one some minutes of X's
+seven days.
+"""
 FOR_EVER = math.inf
 """The wait of a loop that has nothing to do until another one wakes it."""
 
@@ -31,15 +34,16 @@ def unheard(wait: float = 0.0) -> None:
 class Pulse:
     """Hears the loops of one service."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self._clock = clock
+        self._patience_seconds = patience_seconds
         self._patience: dict[str, float] = {}
         self._heard: dict[str, float] = {}
         self._due: dict[str, float] = {}
 
-    def expect(self, name: str, within_seconds: float = PATIENCE_SECONDS) -> Beat:
+    def expect(self, name: str, within_seconds: float | None = None) -> Beat:
         """From now on a loop has to be heard; a step of it may take so many seconds. Returns its beat."""
-        self._patience[name] = within_seconds
+        self._patience[name] = self._patience_seconds if within_seconds is None else within_seconds
         self.beat(name)
         return partial(self.beat, name)
 
@@ -54,7 +58,7 @@ class Pulse:
             self._heard[name] = self._clock.monotonic()
             self._due[name] = self._heard[name] + wait + self._patience[name]
 
-    def excuse(self, wait: float) -> None:
+    def excuse(self, wait: float = 0.0) -> None:
         """Nobody can go on for up to so many seconds, for one known reason, as a full disk."""
         earliest = self._clock.monotonic() + wait
         for name, patience in self._patience.items():

@@ -11,6 +11,7 @@ from ingester.errors import Stopping
 from ingester.journal import Journal
 from ingester.pacing import Gate
 from ingester.ports import Clock, Source
+from ingester.pulse import Beat, unheard
 from ingester.telemetry import Telemetry
 from schemas.records import USAGE
 from schemas.state import day_of
@@ -24,7 +25,15 @@ class Reconciliation:
     """Compares hourly and books the difference as a `spend` record."""
 
     def __init__(
-        self, *, source: Source, journal: Journal, gate: Gate, prices: Prices, clock: Clock, telemetry: Telemetry
+        self,
+        *,
+        source: Source,
+        journal: Journal,
+        gate: Gate,
+        prices: Prices,
+        clock: Clock,
+        telemetry: Telemetry,
+        beat: Beat = unheard,
     ) -> None:
         self.x_counted: int | None = None
         """Posts that X counted today, when it was asked last; None if it cannot be told."""
@@ -34,6 +43,7 @@ class Reconciliation:
         self._prices = prices
         self._clock = clock
         self._telemetry = telemetry
+        self._beat = beat
 
     async def run(self) -> None:
         """Compare for ever. Ends when the service stops."""
@@ -41,12 +51,15 @@ class Reconciliation:
         try:
             while True:
                 await self._compare()
+                self._beat(EVERY_SECONDS)
                 await self._clock.sleep(EVERY_SECONDS)
         except Stopping:
             return
 
     async def _compare(self) -> None:
-        answer = await ask_aside(self._gate, self._telemetry, USAGE, lambda: self._source.usage(DAYS))
+        answer = await ask_aside(
+            self._gate, self._telemetry, USAGE, lambda: self._source.usage(DAYS), beat=self._beat
+        )
         if answer is None:
             return
         counted = posts_by_day(answer.body)

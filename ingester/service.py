@@ -12,7 +12,9 @@ from ingester.errors import LoopDied, Stopping, Transient
 from ingester.journal import Journal
 from ingester.lease import Lease, Standing
 from ingester.model import FieldSet
+from ingester.notify import Notifier, in_a_sentence
 from ingester.ports import Clock, Destination, Source, Stores
+from ingester.pulse import FOR_EVER, PATIENCE_SECONDS, Pulse
 from ingester.report import Report
 from ingester.retry import Backoff, within
 from ingester.spool import Spool
@@ -29,6 +31,12 @@ it says so later, the state is compared later.
 """
 STATE_PATIENCE = 1.0
 """The same for its newest state, once it has answered for the lease."""
+PROBE_SECONDS = 360.0
+"""How long one question for X's time may take: longer than x.timeout_seconds can be."""
+START_SECONDS = 60.0
+"""What a start that still moves asks systemd for, again and again: a disk may hold many files, or be full."""
+LOOK_EVERY_SECONDS = 10.0
+"""How often it is looked whether the loops still move, and what systemd shall show. Thrice per watchdog, if that is more."""
 
 _T = TypeVar("_T")
 _Loops = dict[str, Coroutine[Any, Any, None]]
@@ -48,6 +56,7 @@ class Service:
         telemetry: Telemetry,
         fields: FieldSet,
         version: str,
+        notifier: Notifier | None = None,
     ) -> None:
         self._settings = settings
         self._spool = spool
@@ -59,12 +68,23 @@ class Service:
         self._telemetry = telemetry
         self._fields = fields
         self._keys = LakeKeys(settings.lake.prefix)
+        self._notifier = notifier or Notifier()
+        self._pulse = Pulse(clock, PATIENCE_SECONDS + settings.x.timeout_seconds)
         seconds = settings.lake.lease_seconds
         self._lease = Lease(
-            self._store, self._keys, clock, telemetry, spool_id=spool.spool_id, seconds=seconds, version=version
+            self._store,
+            self._keys,
+            clock,
+            telemetry,
+            spool_id=spool.spool_id,
+            seconds=seconds,
+            version=version,
+            beat=self._pulse.expect("lease"),
         )
         self._x_time = XTime(clock, telemetry)
         self.report = Report(settings, spool, self._lease, self._x_time, clock, telemetry, version)
+        self.report.pulse = self._pulse
+        self._started = asyncio.Event()
         self._stop = asyncio.Event()
         self._at_once = asyncio.Event()
         self._read_today = ReadToday()
@@ -84,7 +104,8 @@ class Service:
         """
         with self._signals():
             async with self._tasks:
-                self._kept += self._keep({"lease": self._lease.run(), "time": self._learn_time(), **(beside or {})})
+                loops = {"lease": self._lease.run(), "time": self._learn_time(), "pulse": self._watch_loops()}
+                self._kept += self._keep({**loops, **(beside or {})})
                 with suppress(Stopping):
                     await self._live()
                 await self._wind_down()
@@ -94,17 +115,22 @@ class Service:
     def stop(self, reason: str) -> None:
         """Ask the service to stop; it finishes what it has begun. Asked twice it leaves at once: what is durable stays so."""
         self._telemetry.stopping(reason)
+        self._notifier.stopping()
+        self._notifier.says("stops: finishes what it has begun and ships it")
         if self._stop.is_set():
             self._at_once.set()
         self._stop.set()
 
     async def _live(self) -> None:
         """Term after term until the service stops. Raises Stopping."""
-        await self._unless_stopped(recover(self._spool, self._clock, self._telemetry))
+        started = self._pulse.expect("start")
+        await self._unless_stopped(recover(self._spool, self._clock, self._telemetry, started))
         if (
             local := await self._unless_stopped(spool_start(self._spool, self._telemetry, self._read_today))
         ) is not None:
             self._begin(local)
+        self._pulse.forget("start")
+        self._becomes_ready()
         while True:
             term = await self._unless_stopped(self._lease.granted(LEASE_PATIENCE if self._journal else None))
             await self._unless_stopped(self._find_state())
@@ -144,24 +170,38 @@ class Service:
             seal_after_bytes=self._settings.spool.seal_after_bytes,
             max_bytes=self._settings.spool.max_bytes,
             min_free_bytes=self._settings.spool.min_free_bytes,
+            beat=self._pulse.expect("journal"),
+            excuse=self._pulse.excuse,
         )
-        self._uploader = Uploader(self._spool, self._stores, self._home, self._journal, self._clock, self._telemetry)
+        self._uploader = Uploader(
+            self._spool,
+            self._stores,
+            self._home,
+            self._journal,
+            self._clock,
+            self._telemetry,
+            beat=self._pulse.expect("uploader"),
+        )
         self.report.uploader = self._uploader
         self._kept += self._keep({"journal": self._journal.run(), "uploader": self._uploader.run()})
 
     async def _learn_time(self) -> None:
         """Ask X for its time, free of charge, until it answers; afterwards it is learned from every answer."""
+        beat = self._pulse.expect("time")
         backoff = Backoff(first_seconds=1.0, cap_seconds=60.0)
         while not self._x_time.known.is_set():
+            beat(PROBE_SECONDS)
             try:
-                self._x_time.learn(await self._source.probe())
+                self._x_time.learn(await within(self._clock, PROBE_SECONDS, self._source.probe()))
                 problem = "the answer has no Date header"
-            except Transient as error:
+            except (Transient, TimeoutError) as error:
                 problem = str(error)
             if not self._x_time.known.is_set():
                 wait = backoff.next_wait()
                 self._telemetry.request_failed("time", problem, wait)
+                beat(wait)
                 await self._clock.sleep(wait)
+        beat(FOR_EVER)
         await asyncio.Event().wait()
 
     async def _begin_term(self) -> None:
@@ -177,10 +217,44 @@ class Service:
             telemetry=self._telemetry,
             fields=self._fields,
             read_today=self._read_today,
+            pulse=self._pulse,
         )
         self._loops = self._keep(term.loops(), lambda: term.is_over)
         await term.settle_queries()
         self._polls = self._keep(term.polls(), lambda: term.is_over)
+
+    # Alive.
+
+    def _becomes_ready(self) -> None:
+        """The loops run. What they still wait for outside, the sentence says."""
+        self._started.set()
+        self._notifier.ready()
+        self._notifier.says(self._sentence())
+
+    async def _watch_loops(self) -> None:
+        """A sign of life as long as every loop moves; none any more once one hangs, so that systemd starts anew."""
+        allowed = self._notifier.watchdog_seconds
+        seconds = min(LOOK_EVERY_SECONDS, allowed / 3) if allowed else LOOK_EVERY_SECONDS
+        told: set[str] = set()
+        while True:
+            late = self._pulse.late()
+            for name in late.keys() - told:
+                self._telemetry.loop_hung(name, late[name])
+            told = set(late)
+            if not late:
+                self._notifier.alive()
+            if not late and not self._started.is_set():
+                self._notifier.starts_longer(START_SECONDS)
+            if not self._stop.is_set():
+                self._notifier.says(self._sentence(late))
+            await self._clock.sleep(seconds)
+
+    def _sentence(self, late: Iterable[str] = ()) -> str:
+        if names := ", ".join(late):
+            return f"hangs: {names} made no progress for too long; a restart goes on where it stopped"
+        if not self._started.is_set():
+            return "starts: looks at what the spool holds"
+        return in_a_sentence(self.report.status(), is_ready=self.report.readiness()["ready"])
 
     # Stop.
 
@@ -217,7 +291,10 @@ class Service:
 
     def _keep(self, loops: _Loops, may_end: Callable[[], bool] = lambda: False) -> list["asyncio.Task[None]"]:
         """Run loops, by name; one that ends before it may ends the process."""
-        return [self._tasks.create_task(_watch(name, loop, may_end), name=name) for name, loop in loops.items()]
+        tasks = [self._tasks.create_task(_watch(name, loop, may_end), name=name) for name, loop in loops.items()]
+        for task in tasks:
+            task.add_done_callback(lambda task: self._pulse.forget(task.get_name()))
+        return tasks
 
     async def _unless_stopped(self, step: Coroutine[Any, Any, _T]) -> _T:
         """A step that may take long. Raises Stopping when the service stops before."""

@@ -13,6 +13,7 @@ from ingester.orders import Orders
 from ingester.pacing import Gate
 from ingester.poller import Poller
 from ingester.ports import Clock, ObjectStore, Source
+from ingester.pulse import Pulse
 from ingester.reconciliation import Reconciliation
 from ingester.telemetry import Telemetry
 from ingester.windows import give_up
@@ -44,6 +45,7 @@ class Term:
         telemetry: Telemetry,
         fields: FieldSet,
         read_today: ReadToday,
+        pulse: Pulse,
     ) -> None:
         self.journal = journal
         self._settings = settings
@@ -62,6 +64,7 @@ class Term:
             lacks_room=journal.lacks_room,
             polls_per_second=sum(1 / query.poll_every_seconds for query in settings.query),
             concurrency=settings.x.concurrency,
+            beat=pulse.expect("gate"),
         )
         self.pollers = [
             Poller(
@@ -76,10 +79,19 @@ class Term:
                 read_today=read_today,
                 max_results=settings.x.max_results,
                 stop=self._over,
+                beat=pulse.expect(f"poller {query.name}"),
             )
             for query in settings.query
         ]
-        self.orders = Orders(settings.query, store=store, keys=keys, journal=journal, clock=clock, telemetry=telemetry)
+        self.orders = Orders(
+            settings.query,
+            store=store,
+            keys=keys,
+            journal=journal,
+            clock=clock,
+            telemetry=telemetry,
+            beat=pulse.expect("orders"),
+        )
         asking: dict[str, Any] = {
             "source": source,
             "journal": journal,
@@ -88,8 +100,11 @@ class Term:
             "clock": clock,
             "telemetry": telemetry,
         }
-        self.audit = Audit(settings.query, **asking) if settings.audit.counts_daily else None
-        self.reconciliation = Reconciliation(**asking) if settings.budget.reconcile else None
+        self.audit = self.reconciliation = None
+        if settings.audit.counts_daily:
+            self.audit = Audit(settings.query, **asking, beat=pulse.expect("audit"))
+        if settings.budget.reconcile:
+            self.reconciliation = Reconciliation(**asking, beat=pulse.expect("reconciliation"))
 
     @property
     def is_over(self) -> bool:

@@ -8,6 +8,7 @@ from ingester.errors import ChecksumRefused, KeyTaken, NeedsOperator, SpoolDamag
 from ingester.journal import Journal
 from ingester.microbatch import Sealed, hash_file, holds_all_of
 from ingester.ports import Clock, Destination, ObjectStore, Stores
+from ingester.pulse import FOR_EVER, Beat, unheard
 from ingester.quarantine import Quarantine
 from ingester.retry import Backoff
 from ingester.spool import Spool
@@ -16,6 +17,8 @@ from schemas.keys import LakeKeys, MicrobatchName
 
 PROBE_SECONDS = 30.0
 """How often a paused uploader tries again: after wrong credentials, missing rights, a missing bucket."""
+SLOWEST_LINE = 10_000
+"""Bytes a second; an upload at less than that hangs."""
 
 
 class Uploader:
@@ -34,9 +37,12 @@ class Uploader:
         telemetry: Telemetry,
         *,
         backoff: Backoff | None = None,
+        beat: Beat = unheard,
     ) -> None:
         self.last_shipped_at: datetime | None = None
         self.last_problem: str | None = None
+        self.is_paused = False
+        """Whether it waits for a person: credentials, rights or the bucket."""
         self._spool = spool
         self._stores = stores
         self._home = home
@@ -45,6 +51,7 @@ class Uploader:
         self._telemetry = telemetry
         self._quarantine = Quarantine(spool, journal, clock, telemetry)
         self._progressed = asyncio.Event()
+        self._beat = beat
         self._backoff = backoff or Backoff(first_seconds=0.5, cap_seconds=60.0)
 
     async def run(self) -> None:
@@ -56,7 +63,9 @@ class Uploader:
                     await self._try(name)
                 self._progressed.set()
             self._progressed.set()
+            self._beat(FOR_EVER)
             await self._journal.sealed.wait()
+            self._beat()
 
     async def finish(self) -> None:
         """Wait until everything sealed is stored or set aside; `run` does the work."""
@@ -66,26 +75,30 @@ class Uploader:
 
     async def _try(self, name: MicrobatchName) -> None:
         """One attempt. After it the file is out of the way, or it is time for the next one."""
+        self._beat()
         try:
             await self._ship(name)
         except (Transient, SpoolFull) as error:
             wait = self._backoff.next_wait()
-            self.last_problem = str(error)
+            self.last_problem, self.is_paused = str(error), False
             self._telemetry.upload_failed(str(name), str(error), wait)
+            self._beat(wait)
             await self._clock.sleep(wait)
         except NeedsOperator as error:
-            self.last_problem = str(error)
+            self.last_problem, self.is_paused = str(error), True
             self._telemetry.upload_paused(str(name), str(error), PROBE_SECONDS)
+            self._beat(PROBE_SECONDS)
             await self._clock.sleep(PROBE_SECONDS)
         else:
             self._backoff.succeeded()
-            self.last_problem = None
+            self.last_problem, self.is_paused = None, False
 
     async def _ship(self, name: MicrobatchName) -> None:
         """Store a microbatch and forget it, or set it aside when it cannot be stored."""
         try:
             sealed = await asyncio.to_thread(self._spool.describe, name)
             belongs = sealed.destination or self._home
+            self._beat(sealed.bytes / SLOWEST_LINE)
             already = await store_new(self._stores(belongs), belongs, self._spool.sealed_file(name), sealed)
         except SpoolDamaged as error:
             await self._quarantine.set_aside(name, str(error))
