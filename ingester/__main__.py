@@ -28,6 +28,7 @@ from ingester.commands.common import (
 )
 from ingester.commands.completion import completion
 from ingester.commands.estimate import estimate
+from ingester.commands.install import install_service
 from ingester.commands.spool import spool
 from ingester.commands.status import status
 from ingester.errors import (
@@ -220,7 +221,7 @@ async def _open_x(settings: Settings, clock: Clock, telemetry: "Telemetry") -> "
             return x
 
 
-for command in (backfill, estimate, check, completion, status, spool):
+for command in (backfill, estimate, install_service, check, completion, status, spool):
     main.add_command(command)
 
 
