@@ -1,24 +1,70 @@
-"""What the service says about itself, for /readyz, /healthz, /status: read off its parts, never kept."""
+"""What the service says about itself, for /readyz, /healthz, /status and the page: read off its parts, never kept.
 
-from datetime import datetime
+Nothing here asks X, S3 or the disk: `watch` looks at the disk in a thread, and what it saw last is told.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
-from ingester.lease import Lease
+from ingester.history import History
+from ingester.lease import Lease, Standing
 from ingester.poller import Poller
 from ingester.ports import Clock
 from ingester.pulse import Pulse
-from ingester.spool import Spool
+from ingester.spool import Contents, Spool
 from ingester.telemetry import Telemetry
 from ingester.term import Term
 from ingester.uploader import Uploader
 from ingester.x_time import XTime
 from schemas import snowflake
 from schemas.records import SEARCH
-from schemas.settings import Settings
+from schemas.settings import Query, Settings
+from schemas.state import ON_TOP, Money, QueryState
 
 LATE_AFTER_POLLS = 3
 LATE_AFTER_SECONDS = 90.0
 """A query is late when it had no page for three of its intervals, and at least for this long."""
+CLOCK_OFF_AFTER = timedelta(seconds=5)
+"""Between this machine and X. Windows are planned by X's clock all the same; the times in raw are this machine's."""
+LOOK_SECONDS = 5.0
+"""Between two looks at the disk."""
+DISK_HANGS_AFTER = 30.0
+"""Seconds without an answer of the disk."""
+
+CAPS = {
+    "usd_per_month": "usd_this_month",
+    "usd_per_day": "usd_today",
+    "posts_per_month": "posts_this_month",
+    "posts_per_day": "posts_today",
+}
+"""Each cap of the settings with the figure that it bounds."""
+
+HOLD_FIXES = {
+    "rate": "nothing, it goes on at the reset; if it comes back, poll less often (query.poll_every_seconds)",
+    "budget": "wait for the reset, or raise the cap in [budget] and restart",
+    "not_allowed": "mend the token or the app's rights at X; one request a minute tries again by itself",
+    "no_credits": "buy credits at X; one request every 5 minutes tries again by itself",
+    "cap_reached": "raise the app's cap at X or wait until it resets; one request every 15 minutes tries again",
+}
+"""What to do about each kind of hold that stops live polls. One that lacks room on the disk is the spool's."""
+REFUSALS = frozenset({"not_allowed", "no_credits", "cap_reached"})
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """How one component is. `kind`: query, spool, s3, x, clock, lease or loop."""
+
+    name: str
+    kind: str
+    reason: str | None = None
+    """Why it is not as it should be; None when it is."""
+    fix: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "ok": self.reason is None}
 
 
 class Report:
@@ -37,6 +83,7 @@ class Report:
         self.term: Term | None = None
         self.uploader: Uploader | None = None
         self.pulse: Pulse | None = None
+        self.history = History()
         self._settings = settings
         self._spool = spool
         self._lease = lease
@@ -45,102 +92,297 @@ class Report:
         self._telemetry = telemetry
         self._version = version
         self._started_at = clock.now()
+        self._seen: Contents | None = None
+        self._seen_seconds = 0.0
+        self._look_problem: str | None = None
+
+    # Looking at the disk.
+
+    async def watch(self) -> None:
+        """Look at the spool every few seconds and keep the history. Ends only by cancellation."""
+        while True:
+            await self.look()
+            lags = [lag for query in self._queries() if (lag := query["covered_lag_seconds"]) is not None]
+            self.history.note(
+                self._clock.now(),
+                self._clock.monotonic(),
+                posts=self._telemetry.posts.total(),
+                lag=max(lags, default=None),
+                spool_bytes=self._contents().used_bytes,
+            )
+            await self._clock.sleep(LOOK_SECONDS)
+
+    async def look(self) -> None:
+        """Look at the spool in a thread: a disk that hangs holds up nobody."""
+        try:
+            self._seen, self._look_problem = await asyncio.to_thread(self._spool.contents), None
+        except OSError as error:
+            self._look_problem = str(error)
+        else:
+            self._seen_seconds = self._clock.monotonic()
+
+    def _contents(self) -> Contents:
+        """What was seen last; seen now if nobody has looked yet."""
+        if self._seen is None:
+            try:
+                return self._spool.contents()
+            except OSError as error:
+                self._look_problem = str(error)
+                return Contents(waiting=0, oldest_waiting_at=None, quarantine=0, used_bytes=0, free_bytes=0)
+        return self._seen
+
+    def _lacks_room(self) -> str | None:
+        contents, bounds = self._contents(), self._settings.spool
+        return None if self._look_problem else contents.lacks_room(bounds.max_bytes, bounds.min_free_bytes)
+
+    # The verdicts.
 
     def readiness(self) -> dict[str, Any]:
         """Why it cannot work, if so: the lease is somebody else's, no state yet, or X never accepted the credentials."""
-        reasons = []
+        reason = self._why_not_ready()
+        return {"ready": reason is None, "reasons": [] if reason is None else [reason]}
+
+    def _why_not_ready(self) -> str | None:
         if (waiting := self._lease.why_waiting()) is not None:
-            reasons.append(waiting)
-        elif self.uploader is None:
-            reasons.append("the state has not been found yet (waiting for S3)")
-        elif not self._x_time.known.is_set():
-            reasons.append("X has not answered at all yet")
-        elif self.term is None or not self.term.gate.allowed_once:
-            reasons.append("X has not answered with a page yet")
-        return {"ready": not reasons, "reasons": reasons}
+            return waiting
+        if self.uploader is None:
+            return "the state has not been found yet (waiting for S3)"
+        if not self._x_time.known.is_set():
+            return "X has not answered at all yet"
+        if self.term is None or not self.term.gate.allowed_once:
+            return "X has not answered with a page yet"
+        return None
 
     def health(self) -> dict[str, Any]:
-        """Why it does not collect as it should, if so."""
-        reasons = list(self.readiness()["reasons"])
-        if self.term is not None:
-            if self.term.gate.hold is not None:
-                reasons.append(f"asking X is paused: {self.term.gate.hold.reason}")
-            reasons += [
-                f"query {poller.query.name} had no page for {late:.0f} s: {poller.last_problem or 'no reason known'}"
-                for poller in self.term.pollers
-                if (late := self._lateness(self.term, poller)) > 0
-            ]
+        """Whether it collects as it should: every component's check, with the reason and what to do if it is not well."""
+        checks = list(self._checks())
+        reasons = [check.reason for check in checks if check.reason is not None]
+        return {"healthy": not reasons, "reasons": reasons, "components": [check.as_dict() for check in checks]}
+
+    def _checks(self) -> Iterator[Check]:
+        yield self._check_lease()
+        yield self._check_x()
+        yield self._check_s3()
+        yield self._check_spool()
+        yield self._check_clock()
+        pollers = self._pollers()
+        for query in self._settings.query:
+            yield self._check_query(query, pollers.get(query.name))
+        for name, seconds in (self.pulse.late() if self.pulse else {}).items():
+            yield Check(
+                f"loop:{name}",
+                "loop",
+                f"the loop {name} has been silent for {seconds:.0f} s",
+                "under systemd the watchdog restarts the service; else restart it; nothing durable is lost",
+            )
+
+    def _check_lease(self) -> Check:
+        if (waiting := self._lease.why_waiting()) is not None:
+            fix = "nothing, if this one shall stand by; else stop one of the two"
+            return Check("lease", "lease", waiting, fix)
         if self._lease.problem is not None:
-            reasons.append(f"the lease: {self._lease.problem}")
-        if self.uploader is not None and self.uploader.last_problem is not None:
-            reasons.append(f"uploading: {self.uploader.last_problem}")
-        if quarantined := self._spool.count("quarantine"):
-            reasons.append(f"{quarantined} files in quarantine")
-        return {"healthy": not reasons, "reasons": reasons}
+            fix = "mend the network or the rights on control/ (GetObject, PutObject); asking goes on meanwhile"
+            return Check("lease", "lease", f"the lease: {self._lease.problem}", fix)
+        return Check("lease", "lease")
+
+    def _check_x(self) -> Check:
+        if not self._x_time.known.is_set():
+            fix = "look at the network, proxy and x.base_url; it is tried again by itself"
+            return Check("x", "x", "X has not answered at all yet", fix)
+        if self.term is None:
+            return Check("x", "x")
+        hold = self.term.gate.hold
+        if hold is not None and hold.kind in HOLD_FIXES:
+            return Check("x", "x", f"asking X is paused: {hold.reason}", HOLD_FIXES[hold.kind])
+        if not self.term.gate.allowed_once:
+            fix = "nothing in the first minute; then see the log for what X answers"
+            return Check("x", "x", "X has not answered with a page yet", fix)
+        return Check("x", "x")
+
+    def _check_s3(self) -> Check:
+        if self.uploader is None:
+            if self._lease.standing is Standing.THEIRS:
+                return Check("s3", "s3")
+            fix = "mend bucket, rights or network; it goes on by itself"
+            return Check("s3", "s3", "the state has not been found yet (waiting for S3)", fix)
+        if self.uploader.last_problem is None:
+            return Check("s3", "s3")
+        fix = "nothing for minutes, it is tried again; then look at the network and at S3's status page"
+        if self.uploader.is_paused:
+            fix = "mend credentials, rights or bucket; it tries again every 30 s and goes on by itself, in order"
+        return Check("s3", "s3", f"uploading: {self.uploader.last_problem}", fix)
+
+    def _check_spool(self) -> Check:
+        problem = self._look_problem
+        if self._seen is not None and (age := self._clock.monotonic() - self._seen_seconds) > DISK_HANGS_AFTER:
+            problem = problem or f"no answer for {age:.0f} s"
+        if problem is not None:
+            return Check("spool", "spool", f"the disk of the spool: {problem}", "look at dmesg and at the disk")
+        if (full := self._lacks_room()) is not None:
+            fix = "make room, or let S3 recover: shipping makes room; collecting goes on by itself"
+            return Check("spool", "spool", f"asking X is paused: {full}", fix)
+        if quarantined := self._contents().quarantine:
+            fix = "look at the disk and at the .reason files in quarantine/; delete them by hand once you know"
+            return Check("spool", "spool", f"{quarantined:,} files in quarantine", fix)
+        return Check("spool", "spool")
+
+    def _check_clock(self) -> Check:
+        if not self._x_time.known.is_set() or abs(self._x_time.skew) <= CLOCK_OFF_AFTER:
+            return Check("clock", "clock")
+        off = -self._x_time.skew.total_seconds()
+        fix = "start time synchronisation (timedatectl set-ntp true); no post is missed meanwhile"
+        return Check("clock", "clock", f"this machine's clock is {off:+.1f} s off X's", fix)
+
+    def _check_query(self, query: Query, poller: Poller | None) -> Check:
+        name = f"query:{query.name}"
+        if self.term is None or poller is None:
+            reason = f"query {query.name} is not asked: {self._why_not_ready() or 'the collection begins'}"
+            return Check(name, "query", reason, "see the checks of lease, X and S3")
+        if (late := self._lateness(self.term, poller)) <= 0:
+            return Check(name, "query")
+        reason = f"query {query.name} had no page for {late:.0f} s: {poller.last_problem or 'no reason known'}"
+        return Check(name, "query", reason, _query_fix(self.term, poller))
+
+    def _pollers(self) -> dict[str, Poller]:
+        return {poller.query.name: poller for poller in self.term.pollers} if self.term else {}
 
     def _lateness(self, term: Term, poller: Poller) -> float:
         since = term.began_seconds if poller.last_page_seconds is None else poller.last_page_seconds
         seconds = self._clock.monotonic() - since
         return seconds if seconds > max(LATE_AFTER_POLLS * poller.query.poll_every_seconds, LATE_AFTER_SECONDS) else 0.0
 
+    # Everything.
+
     def status(self) -> dict[str, Any]:
         """Everything a person may want to see, as JSON."""
-        term, uploader = self.term, self.uploader
         return {
             "version": self._version,
             "started_at": _text(self._started_at),
             "now": _text(self._clock.now()),
+            "ready": self._why_not_ready() is None,
             **self.health(),
-            "spool": {
-                "id": self._spool.spool_id,
-                "waiting": self._spool.count("sealed"),
-                "quarantine": self._spool.count("quarantine"),
-                "bytes": self._spool.used_bytes(),
-                "open_bytes": self._spool.open_bytes,
-            },
-            "s3": {
-                "bucket": self._settings.lake.bucket,
-                "last_shipped_at": _text(uploader.last_shipped_at) if uploader else None,
-                "problem": uploader.last_problem if uploader else None,
-            },
+            "spool": self._spool_status(),
+            "s3": self._s3_status(),
             "lease": self._lease.status(),
-            "x": _x_status(term) if term else None,
-            "budget": self._budget_status(term) if term else None,
-            "queries": [_query_status(term, poller) for poller in term.pollers] if term else [],
+            "x": _x_status(self.term) if self.term else None,
+            "budget": self._budget_status(self.term) if self.term else None,
+            "queries": self._queries(),
             "problems": [
-                {"at": _text(problem.at), "event": problem.event, "detail": problem.detail}
+                {
+                    "at": _text(problem.at),
+                    "event": problem.event,
+                    "detail": problem.detail,
+                    "times": problem.times,
+                    "first_at": _text(problem.first_at),
+                }
                 for problem in reversed(self._telemetry.problems)
             ],
         }
 
-    def _budget_status(self, term: Term) -> dict[str, Any]:
-        money = term.journal.state.money.within(term.gate.x_time.now())
+    def _spool_status(self) -> dict[str, Any]:
+        contents, bounds = self._contents(), self._settings.spool
+        waiting = self._spool.waiting_now
+        waiting = contents.waiting if waiting is None else waiting
         return {
-            "usd_today": money.day.microusd / 1e6,
-            "usd_this_month": money.month.microusd / 1e6,
-            "posts_today": money.day.posts,
-            "posts_this_month": money.month.posts,
+            "id": self._spool.spool_id,
+            "waiting": waiting,
+            "oldest_waiting_at": _text(contents.oldest_waiting_at) if waiting else None,
+            "quarantine": contents.quarantine,
+            "bytes": contents.used_bytes,
+            "open_bytes": self._spool.open_bytes,
+            "max_bytes": bounds.max_bytes,
+            "free_bytes": contents.free_bytes,
+            "lacks_room": self._lacks_room(),
+        }
+
+    def _s3_status(self) -> dict[str, Any]:
+        uploader = self.uploader
+        return {
+            "bucket": self._settings.lake.bucket,
+            "last_shipped_at": _text(uploader.last_shipped_at) if uploader else None,
+            "problem": uploader.last_problem if uploader else None,
+            "paused": bool(uploader and uploader.is_paused),
+        }
+
+    def _budget_status(self, term: Term) -> dict[str, Any]:
+        spent = _spent(term.journal.state.money, term.gate.x_time.now())
+        caps = self._settings.budget.model_dump(exclude={"reconcile"})
+        return {
+            **spent,
             "x_counted_posts_today": term.reconciliation.x_counted if term.reconciliation else None,
-            "caps": self._settings.budget.model_dump(exclude={"reconcile"}),
+            "caps": caps,
+            "fractions": _fractions(caps, spent),
+        }
+
+    def _queries(self) -> list[dict[str, Any]]:
+        """Every query of the settings; what is not known of it is None."""
+        pollers = self._pollers()
+        return [self._query_status(query, pollers.get(query.name)) for query in self._settings.query]
+
+    def _query_status(self, query: Query, poller: Poller | None) -> dict[str, Any]:
+        term, name = self.term, query.name
+        state = term.journal.state.queries.get(name) if term else None
+        now = self._x_time.now()
+        planned = snowflake.time_of(state.frontier_id) if state else None
+        covered = _covered_until(state) if state else None
+        spent = _spent(state.money if state else Money(), now)
+        caps = {cap: limit for cap in ("usd_per_month", "usd_per_day") if (limit := getattr(query, cap)) is not None}
+        last = poller.last_page_seconds if poller else None
+        return {
+            "name": name,
+            "rule": query.rule,
+            "planned_until": _text(planned),
+            "lag_seconds": _seconds_since(planned, now),
+            "covered_until": _text(covered),
+            "covered_lag_seconds": _seconds_since(covered, now),
+            "todo_intervals": len(state.todo) if state else 0,
+            "todo": [str(interval) for interval in state.todo[:5]] if state else [],
+            "gaps": self._telemetry.gaps[name],
+            "last_page_at": _text(poller.last_page_at) if poller else None,
+            "last_page_age_seconds": None if last is None else round(self._clock.monotonic() - last, 1),
+            "late_seconds": round(self._lateness(term, poller), 1) if term and poller else 0.0,
+            "poll_every_seconds": query.poll_every_seconds,
+            "problem": poller.last_problem if poller else None,
+            "usd_today": spent["usd_today"],
+            "usd_this_month": spent["usd_this_month"],
+            "fractions": _fractions(caps, spent),
         }
 
 
-def _query_status(term: Term, poller: Poller) -> dict[str, Any]:
-    name = poller.query.name
-    state = term.journal.state.queries.get(name)
-    now = term.gate.x_time.now()
-    covered = snowflake.time_of(state.frontier_id) if state else None
-    month = state.money.within(now).month if state else None
+def _query_fix(term: Term, poller: Poller) -> str:
+    """What to do about a query that had no page for long."""
+    problem = poller.last_problem or ""
+    if term.gate.hold is not None and term.gate.hold.kind != "backlog":
+        return "see why asking X is paused"
+    if problem.startswith(f"query {poller.query.name}."):
+        return "wait for the reset of its cap, or raise the cap and restart"
+    if problem.startswith("400"):
+        return "mend query.rule by what X says, and restart"
+    return "look at the network and at X's status page; it is tried again by itself"
+
+
+def _covered_until(state: QueryState) -> datetime:
+    """Everything older was asked for, or told as a gap. What is read on top of the regular collection does not count."""
+    missing = (interval.since_id for interval in state.todo if interval.reason not in ON_TOP)
+    return snowflake.time_of(min((state.frontier_id, *missing)))
+
+
+def _spent(money: Money, now: datetime) -> dict[str, Any]:
+    within = money.within(now)
     return {
-        "name": name,
-        "rule": poller.query.rule,
-        "planned_until": _text(covered),
-        "lag_seconds": round((now - covered).total_seconds(), 1) if covered else None,
-        "todo_intervals": len(state.todo) if state else 0,
-        "todo": [str(interval) for interval in state.todo[:5]] if state else [],
-        "last_page_at": _text(poller.last_page_at),
-        "problem": poller.last_problem,
-        "usd_this_month": month.microusd / 1e6 if month else 0.0,
+        "usd_today": within.day.microusd / 1e6,
+        "usd_this_month": within.month.microusd / 1e6,
+        "posts_today": within.day.posts,
+        "posts_this_month": within.month.posts,
+    }
+
+
+def _fractions(caps: dict[str, Any], spent: dict[str, Any]) -> dict[str, float]:
+    """How much of each cap that is set was spent: 1.0 is all of it. A cap of nothing is always spent."""
+    return {
+        cap: round(spent[figure] / limit, 4) if limit else 1.0
+        for cap, figure in CAPS.items()
+        if (limit := caps.get(cap)) is not None
     }
 
 
@@ -149,11 +391,23 @@ def _x_status(term: Term) -> dict[str, Any]:
     return {
         "paused": hold.reason if hold else None,
         "paused_until": _text(hold.until) if hold else None,
+        "hold": hold.kind if hold else None,
+        "credentials": _credentials(term),
         "rate_limit": rate.limit,
         "rate_remaining": rate.remaining,
         "rate_reset_at": _text(rate.reset_at),
         "clock_skew_seconds": term.gate.x_time.skew.total_seconds(),
     }
+
+
+def _credentials(term: Term) -> str:
+    if term.gate.hold is not None and term.gate.hold.kind == "not_allowed":
+        return "refused"
+    return "accepted" if term.gate.allowed_once else "unknown"
+
+
+def _seconds_since(moment: datetime | None, now: datetime) -> float | None:
+    return round((now - moment).total_seconds(), 1) if moment else None
 
 
 def _text(moment: datetime | None) -> str | None:

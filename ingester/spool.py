@@ -19,6 +19,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
@@ -72,6 +73,22 @@ class Lost:
     """The state that the first of them was opened with; None if nothing tells it."""
     behind: State | None
     """The state that the first whole file behind them was opened with; None if there is none yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What the folders hold and what the disk has left, as seen at one moment."""
+
+    waiting: int
+    oldest_waiting_at: datetime | None
+    """When the oldest file that waits was sealed, by the file's own time."""
+    quarantine: int
+    used_bytes: int
+    free_bytes: int
+
+    def lacks_room(self, max_bytes: int, min_free_bytes: int) -> str | None:
+        """Why nothing more may be asked for, as far as the disk is concerned; None when there is room."""
+        return lacks_room(self.used_bytes, self.free_bytes, max_bytes, min_free_bytes)
 
 
 class Spool:
@@ -359,6 +376,20 @@ class Spool:
     def count(self, folder: str) -> int:
         return len(self._waiting()) if folder == "sealed" else len(self._look(folder))
 
+    @property
+    def waiting_now(self) -> int | None:
+        """How many files wait, from memory: the disk is not asked. None before anybody has listed them."""
+        return None if self._sealed is None else len(self._sealed)
+
+    def contents(self) -> Contents:
+        """Look at all folders and at the disk. Raises OSError when the disk does not let itself be looked at."""
+        waiting = self.waiting()
+        oldest = None
+        if waiting:
+            with contextlib.suppress(FileNotFoundError):  # it was shipped in this moment
+                oldest = datetime.fromtimestamp(self.sealed_file(waiting[0]).stat().st_mtime, UTC)
+        return Contents(len(waiting), oldest, self.count("quarantine"), self.used_bytes(), self.free_bytes())
+
     def used_bytes(self) -> int:
         """Bytes of everything in the spool."""
         others = [self._look(folder).values() for folder in FOLDERS if folder != "sealed"]
@@ -396,6 +427,15 @@ class Spool:
                 name = MicrobatchName.parse(entry_name)
                 found[name] = size + sizes.get(f"{entry_name}.json", 0) + sizes.get(f"{entry_name}.reason", 0)
         return found
+
+
+def lacks_room(used: int, free: int, max_bytes: int, min_free_bytes: int) -> str | None:
+    """The sentence for a spool that has reached a bound of the settings; None when there is room."""
+    if used >= max_bytes:
+        return f"the spool holds {used:,} bytes, spool.max_bytes allows {max_bytes:,}"
+    if free < min_free_bytes:
+        return f"the disk has {free:,} bytes left, spool.min_free_bytes keeps {min_free_bytes:,}"
+    return None
 
 
 def _checked(path: Path, load: Callable[[IO[bytes], str], State]) -> State:

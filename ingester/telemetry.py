@@ -16,8 +16,16 @@ class Problem:
     """Something a person may want to know of, for /status."""
 
     at: datetime
+    """When it was told last."""
     event: str
     detail: str
+    times: int = 1
+    first_at: datetime | None = None
+    """When it was told first, if that was another time."""
+
+    def again(self, at: datetime) -> "Problem":
+        """The same told once more."""
+        return Problem(at, self.event, self.detail, self.times + 1, self.first_at or self.at)
 
 
 class Telemetry:
@@ -69,7 +77,10 @@ class Telemetry:
 
     def _problem(self, event: str, detail: str, **facts: Any) -> None:
         self._told.labels(event).inc()
-        self.problems.append(Problem(self._now(), event, detail))
+        told = next((each for each in self.problems if (each.event, each.detail) == (event, detail)), None)
+        if told is not None:  # one that comes again and again does not push out the others
+            self.problems.remove(told)
+        self.problems.append(told.again(self._now()) if told else Problem(self._now(), event, detail))
         self._log.warning(event, detail=detail, **facts)
 
     # The life of the process.
@@ -79,6 +90,9 @@ class Telemetry:
 
     def listening_openly(self, detail: str) -> None:
         self._problem("listening_openly", detail)
+
+    def answering_failed(self, path: str, detail: str) -> None:
+        self._problem("answering_failed", detail, path=path)
 
     def stopping(self, reason: str) -> None:
         self._log.info("stopping", reason=reason)

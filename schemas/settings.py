@@ -9,6 +9,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -165,6 +166,15 @@ class Health(_Section):
 
     host: str = "127.0.0.1"
     port: int = Field(9478, ge=0, le=65_535, description="0: any free port, printed in the log.")
+    token_file: Path | None = Field(None, description="A file with the token that who asks must send; mode 0600.")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it listens elsewhere than on loopback, so that other machines may reach it."""
+        try:
+            return not ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host != "localhost"
 
 
 class Service(_Section):
@@ -283,6 +293,33 @@ def _fix_from_bounds(detail: Any) -> str:
     parts = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than", "expected": "one of"}
     words = [f"{word} {bounds[key]}" for key, word in parts.items() if key in bounds]
     return f"give {' and '.join(words)}" if words else "give a value as docs/settings.md shows"
+
+
+SHORTEST_HEALTH_TOKEN = 16
+"""Characters: who can reach the port may guess as often as the machine answers."""
+
+
+def load_health_token(token_file: Path | None, environment: Mapping[str, str] | None = None) -> SecretStr | None:
+    """The token that the health endpoints ask for: `health.token_file`, then the systemd credential health-token.
+
+    None when neither is there: then nothing is asked for. Raises SettingsError when it cannot be read or is too short.
+    """
+    env = os.environ if environment is None else environment
+    file = token_file
+    if file is None and (credentials := env.get("CREDENTIALS_DIRECTORY")):
+        found = Path(credentials) / "health-token"
+        file = found if found.exists() else None
+    if file is None:
+        return None
+    try:
+        token = file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        problem = Problem("health.token_file", str(file), f"cannot be read: {error}", "give this user the right")
+        raise SettingsError("secret", [problem]) from error
+    if len(token) < SHORTEST_HEALTH_TOKEN or not token.isascii() or not token.isprintable():
+        what = f"does not hold a token of {SHORTEST_HEALTH_TOKEN} or more printable ASCII characters"
+        raise SettingsError("secret", [Problem("health.token_file", str(file), what, "openssl rand -hex 24 makes one")])
+    return SecretStr(token)
 
 
 @dataclass(frozen=True, slots=True)

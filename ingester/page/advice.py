@@ -1,0 +1,34 @@
+"""What to do about each problem event, in one sentence; docs/runbook.md has the long form."""
+
+ADVICE = {
+    "state_unreachable": "Mend bucket, rights or network; it goes on by itself.",
+    "lease_waiting": "Nothing, if this one shall stand by; else stop one of the two.",
+    "lease_lost": "Run only one ingester on this lake; this one goes on by itself once the other stops.",
+    "lease_unreachable": "Mend the network or the rights on control/ before a second ingester takes over.",
+    "loop_hung": "Under systemd nothing: it is started anew and goes on where it stopped. Else restart it.",
+    "request_failed": "Nothing for minutes; then look at the network and at X's status page.",
+    "request_refused": "400: mend query.rule by what X says. 5xx: nothing, X is in trouble.",
+    "asking_paused": "Rate window: nothing. Budget: wait, or raise the cap. Refusals: mend them at X.",
+    "query_paused": "Wait for the reset of its cap, or raise the cap and restart.",
+    "usage_differs": "If it comes every hour, look for what else uses the app's token.",
+    "aside_failed": "If it goes on: does the app's plan have that endpoint? Else switch the audit or reconcile off.",
+    "audit_problem": "Nothing, unless it goes on for days.",
+    "order_refused": "Delete the object and order again with tweetlake backfill.",
+    "orders_unreachable": "Mend rights or network; it goes on by itself.",
+    "page_problem": "Nothing, unless it goes on for hours: then look at the body in raw.",
+    "gap_recorded": "Know it: the curated tables cannot have these posts.",
+    "clock_off": "Start time synchronisation; no post is missed meanwhile.",
+    "spool_full": "Make room or let S3 recover; it resumes by itself.",
+    "unreadable": "Keep the file for a look; tweetlake spool verify.",
+    "upload_failed": "Nothing, it is tried again.",
+    "upload_paused": "Mend credentials, rights or bucket; it goes on by itself, in order.",
+    "quarantined": "Look at the disk; delete the file by hand only once you know.",
+    "listening_openly": "Bind health.host to 127.0.0.1, or set health.token_file and encrypt the way there.",
+    "answering_failed": "Restart is safe; report the log line.",
+}
+"""By event."""
+
+
+def advice(event: str) -> str:
+    """What to do about it."""
+    return ADVICE.get(event, "See docs/runbook.md.")
