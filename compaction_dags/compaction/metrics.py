@@ -103,9 +103,11 @@ def exposed(numbers: Numbers) -> CollectorRegistry:
         "When the newest post in the table tweets was made, as Unix time.",
         fresh.newest_tweet_at,
     )
-    gauge("curated_stale_hours", "Raw hours that wait to be compacted, or cannot be.").set(fresh.stale_hours)
+    gauge("curated_stale_partitions", "Partitions of raw, an hour each, that wait to be compacted, or cannot be.").set(
+        fresh.stale_hours
+    )
     when(
-        "curated_oldest_stale_hour_timestamp_seconds",
+        "curated_oldest_stale_timestamp_seconds",
         "When the oldest of them began, as Unix time; none without one.",
         RawHour.parse(fresh.oldest_stale_hour).start if fresh.oldest_stale_hour else None,
     )
@@ -126,11 +128,11 @@ def exposed(numbers: Numbers) -> CollectorRegistry:
     )
     collected = gauge("completeness_collected_posts", "Posts of the newest counted hours in the table tweets.", "query")
     counted = gauge("completeness_counted_posts", "Posts of the same hours by X's own count.", "query")
-    hours = gauge("completeness_hours", "How many hours these are.", "query")
+    length = gauge("completeness_counted_seconds", "How long these hours are together.", "query")
     for query, found in numbers.completeness.items():
         collected.labels(query).set(found.collected)
         counted.labels(query).set(found.counted)
-        hours.labels(query).set(found.hours)
+        length.labels(query).set(found.hours * 3600)
     files = gauge("curated_table_files", "Data files of the table's newest version.", "table")
     size = gauge("curated_table_bytes", "Bytes of them.", "table")
     rows = gauge("curated_table_rows", "Rows in them.", "table")

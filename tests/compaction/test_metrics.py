@@ -63,24 +63,24 @@ def test_an_empty_lake_has_no_made_up_numbers(place: Place) -> None:
 
 def test_completeness_is_told_of_what_lies_after_a_query_began(collected: Place) -> None:
     found = values(collected)
-    told = [found[f"completeness_{what}/lake"] for what in ("hours", "collected_posts", "counted_posts")]
-    assert told == [2, 8, 8], "neither the hours before it began, nor the one in which it did"
-    told = [found[f"completeness_{what}/rain"] for what in ("hours", "collected_posts", "counted_posts")]
-    assert told == [2, 4, 10], "an hour that was lost counts"
+    told = [found[f"completeness_{what}/lake"] for what in ("counted_seconds", "collected_posts", "counted_posts")]
+    assert told == [7200, 8, 8], "neither the hours before it began, nor the one in which it did"
+    told = [found[f"completeness_{what}/rain"] for what in ("counted_seconds", "collected_posts", "counted_posts")]
+    assert told == [7200, 4, 10], "an hour that was lost counts"
 
 
 def test_an_hour_that_waits_to_be_compacted_is_not_called_incomplete(collected: Place) -> None:
     collected.ship_tweets(ids_within(NOON + ONE, NOON + 2 * ONE, 1), NOON + ONE)
     found = values(collected)
-    assert found["curated_stale_hours"] >= 1
-    assert found["curated_oldest_stale_hour_timestamp_seconds"] == (NOON + ONE).timestamp()
-    assert "completeness_hours/lake" not in found, "its only counted hours come after that"
-    assert found["completeness_hours/rain"] == 1
+    assert found["curated_stale_partitions"] >= 1
+    assert found["curated_oldest_stale_timestamp_seconds"] == (NOON + ONE).timestamp()
+    assert "completeness_counted_seconds/lake" not in found, "its only counted hours come after that"
+    assert found["completeness_counted_seconds/rain"] == 3600
 
 
 def test_only_the_newest_hours_that_x_counted_are_told_of(collected: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "COUNTED_HOURS", 1)
-    assert values(collected)["completeness_hours/lake"] == 1
+    assert values(collected)["completeness_counted_seconds/lake"] == 3600
 
 
 def test_recent_runs_are_summed_and_older_ones_are_not(collected: Place) -> None:
@@ -112,7 +112,7 @@ def test_the_command_prints_them_or_replaces_a_file_at_once(collected: Place, tm
     printed = run("metrics", "--config", str(collected.config()))
     assert printed.exit_code == 0
     names = {family.name for family in text_string_to_metric_families(printed.stdout)}
-    assert "tweetlake_curated_stale_hours" in names
+    assert "tweetlake_curated_stale_partitions" in names
     output = tmp_path / "tweetlake.prom"
     output.write_text("old")
     done = run("metrics", "--config", str(collected.config()), "--output", str(output))

@@ -1,0 +1,1 @@
+"""What watches Tweetlake: rules for Prometheus, an example of its settings, a dashboard for Grafana."""
