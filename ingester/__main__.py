@@ -43,7 +43,7 @@ from ingester.errors import (
 from ingester.model import Answer, CountsRequest, SearchRequest
 from ingester.ports import Clock, Destination
 from ingester.retry import Backoff
-from schemas.settings import EXIT_CONFIG, Settings, load, load_x_secret
+from schemas.settings import EXIT_CONFIG, Settings, load, load_health_token, load_x_secret
 
 if TYPE_CHECKING:
     from ingester.telemetry import Telemetry
@@ -83,6 +83,7 @@ def run(config: Path | None) -> None:
     with settings_problems_told():
         settings = load(config)
         load_x_secret(settings.x.bearer_token_file)
+        load_health_token(settings.health.token_file)
     loop = asyncio.new_event_loop()
     code = loop.run_until_complete(_serve(settings))
     # Everything is durable by now. Leaving here does not wait for a thread that still waits for S3.
@@ -104,6 +105,7 @@ async def _serve(settings: Settings) -> int:
     from ingester.logs import configure_logging
     from ingester.model import field_set
     from ingester.notify import Notifier
+    from ingester.page import render
     from ingester.s3 import S3
     from ingester.service import Service
     from ingester.spool import Spool
@@ -131,13 +133,21 @@ async def _serve(settings: Settings) -> int:
             notifier=Notifier.from_environment(os.environ, os.getpid()),
         )
         report = service.report
+        await report.look()  # in a thread; from here on no answer has to ask the disk
         server = HealthServer(
-            status=report.status, readiness=report.readiness, health=report.health, registry=telemetry.registry
+            status=report.status,
+            readiness=report.readiness,
+            health=report.health,
+            page=lambda: render(report.status(), report.history.samples),
+            registry=telemetry.registry,
+            clock=clock,
+            telemetry=telemetry,
+            token=load_health_token(settings.health.token_file),
         )
         telemetry.expect(query.name for query in settings.query)
         gauges.expose(telemetry.registry, report.status, settings)
         try:
-            url = await server.start(settings.health.host, settings.health.port)
+            url = await server.start(settings.health.host, settings.health.port, is_open=settings.health.is_open)
         except OSError as error:
             click.echo(f"tweetlake: health.host and health.port cannot be listened on: {error}", err=True)
             return EXIT_CONFIG
@@ -146,7 +156,7 @@ async def _serve(settings: Settings) -> int:
             beside.write_text(url)
             beside.replace(address)  # whoever reads it finds a whole one
         telemetry.started(version=version("tweetlake"), spool=str(settings.spool.directory), url=url)
-        await service.run({"health": server.run()})
+        await service.run({"health": server.run(), "watch": report.watch()})
     except (TweetlakeError, BaseExceptionGroup) as error:
         errors = error.exceptions if isinstance(error, BaseExceptionGroup) else [error]
         telemetry.died([str(each) for each in errors])
