@@ -118,10 +118,10 @@ def _spool(spool: Mapping[str, Any], settings: Settings) -> Iterator[GaugeMetric
     yield _one("spool_limit_bytes", "Collecting stops when so much is in the spool.", settings.spool.max_bytes)
     yield _one("spool_free_bytes", "What the spool's disk has left.", spool["free_bytes"])
     yield _one("spool_min_free_bytes", "Collecting stops when the disk has less left.", settings.spool.min_free_bytes)
-    yield _one("spool_waiting_files", "Sealed microbatches that wait to be shipped.", spool["waiting"])
+    yield _one("spool_waiting_files", "Sealed microbatches that wait to be shipped to S3.", spool["waiting"])
     yield _one(
         "spool_oldest_waiting_timestamp_seconds",
-        "When the oldest of them was begun, as Unix time; none without one.",
+        "When the oldest microbatch that waits was sealed, as Unix time; none without one.",
         _unix(spool["oldest_waiting_at"]),
     )
     yield _one("spool_quarantine_files", "Files set aside for a person to look at.", spool["quarantine"])
@@ -139,10 +139,10 @@ def _outside(status: Mapping[str, Any]) -> Iterator[GaugeMetricFamily]:
         _unix(s3["last_shipped_at"]),
     )
     yield _one("x_rate_limit_requests", "Requests that X allows in its rate window.", x.get("rate_limit"))
-    yield _one("x_rate_remaining_requests", "Requests that are left of it.", x.get("rate_remaining"))
+    yield _one("x_rate_remaining_requests", "Requests that are left in X's rate window.", x.get("rate_remaining"))
     yield _one(
         "x_rate_reset_timestamp_seconds",
-        "When the rate window begins anew, as Unix time.",
+        "When X's rate window begins anew, as Unix time.",
         _unix(x.get("rate_reset_at")),
     )
     yield _one("clock_skew_seconds", "X's clock less this machine's.", x.get("clock_skew_seconds"))

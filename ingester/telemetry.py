@@ -74,6 +74,7 @@ class Telemetry:
         for query in queries:
             for counter in (self._pages, self._posts, self._bytes, self._cost, self._page_problems):
                 counter.labels(query)
+            self._requests.labels(query, "page")
 
     def _problem(self, event: str, detail: str, **facts: Any) -> None:
         self._told.labels(event).inc()

@@ -25,7 +25,7 @@ RECENT = timedelta(hours=24)
 """Raw hours that began so long ago, or later, are recent."""
 _COUNTED_WITHIN = timedelta(days=8)
 """X counts seven days back, once a day."""
-_SUMS = ("rows", "duplicates", "filtered", "rejects")
+SUMS = ("rows", "duplicates", "filtered", "rejects")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def gather(settings: Settings, now: datetime | None = None) -> Numbers:
         return {hour: found.to_pylist() for hour, found in tables[name].read_many(opened[name], wanted, columns)}
 
     counted = rows("completeness", ("query", "collected", "counted", "is_covered", "covered"), now - _COUNTED_WITHIN)
-    consumed = rows("ingested_files", (*_SUMS, "unknown_keys", "ingested_at"), now - RECENT)
+    consumed = rows("ingested_files", (*SUMS, "unknown_keys", "ingested_at"), now - RECENT)
     # What waits to be compacted is missing in the table, but is not lost.
     waits = fresh.oldest_stale_hour
     settled = {hour: found for hour, found in counted.items() if waits is None or str(hour) < waits}
@@ -108,7 +108,7 @@ def exposed(numbers: Numbers) -> CollectorRegistry:
     )
     when(
         "curated_oldest_stale_timestamp_seconds",
-        "When the oldest of them began, as Unix time; none without one.",
+        "When the oldest raw hour that waits began, as Unix time; none without one.",
         RawHour.parse(fresh.oldest_stale_hour).start if fresh.oldest_stale_hour else None,
     )
     when(
@@ -118,24 +118,26 @@ def exposed(numbers: Numbers) -> CollectorRegistry:
     )
     for name, doc in (
         ("rows", "Posts in the pages of the recent raw hours, before duplicates were folded."),
-        ("duplicates", "Repeats of a post within its raw hour, among them."),
-        ("filtered", "Posts that the transform dropped, among them."),
+        ("duplicates", "Repeats of a post within its raw hour, in the recent raw hours."),
+        ("filtered", "Posts of the recent raw hours that the transform dropped."),
         ("rejects", "Objects of the recent raw hours that could not be used."),
     ):
         gauge(f"compaction_recent_{name}", doc).set(recent.sums[name])
     gauge("compaction_recent_unknown_keys", "Keys without a column that X's answers of the recent raw hours had.").set(
         recent.unknown_keys
     )
-    collected = gauge("completeness_collected_posts", "Posts of the newest counted hours in the table tweets.", "query")
-    counted = gauge("completeness_counted_posts", "Posts of the same hours by X's own count.", "query")
-    length = gauge("completeness_counted_seconds", "How long these hours are together.", "query")
+    collected = gauge(
+        "completeness_collected_posts", "Posts in the table tweets of the newest hours that X counted.", "query"
+    )
+    counted = gauge("completeness_counted_posts", "Posts of the newest hours that X counted, by its count.", "query")
+    length = gauge("completeness_counted_seconds", "How long the newest hours that X counted are together.", "query")
     for query, found in numbers.completeness.items():
         collected.labels(query).set(found.collected)
         counted.labels(query).set(found.counted)
         length.labels(query).set(found.hours * 3600)
     files = gauge("curated_table_files", "Data files of the table's newest version.", "table")
-    size = gauge("curated_table_bytes", "Bytes of them.", "table")
-    rows = gauge("curated_table_rows", "Rows in them.", "table")
+    size = gauge("curated_table_bytes", "Bytes of the data files of the table's newest version.", "table")
+    rows = gauge("curated_table_rows", "Rows of the table's newest version.", "table")
     for table, snapshot in numbers.tables.items():
         present = [file for partition in snapshot.files.values() for file in partition]
         files.labels(table).set(len(present))
@@ -163,7 +165,7 @@ def _since_begun(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any
 def _recent(rows: Sequence[Mapping[str, Any]]) -> Recent:
     keys = {key for row in rows if row["unknown_keys"] for key in json.loads(row["unknown_keys"])}
     moments = [row["ingested_at"] for row in rows if row["ingested_at"] is not None]
-    sums = {name: sum(row[name] or 0 for row in rows) for name in _SUMS}
+    sums = {name: sum(row[name] or 0 for row in rows) for name in SUMS}
     return Recent(sums, len(keys), max(moments, default=None))
 
 
