@@ -35,7 +35,7 @@ PROBE_SECONDS = 360.0
 """How long one question for X's time may take: longer than x.timeout_seconds can be."""
 START_SECONDS = 60.0
 """What a start that still moves asks systemd for, again and again: a disk may hold many files, or be full."""
-LOOK_EVERY_SECONDS = 10.0
+LOOK_EVERY_SECONDS = 5.0
 """How often it is looked whether the loops still move, and what systemd shall show. Thrice per watchdog, if that is more."""
 
 _T = TypeVar("_T")

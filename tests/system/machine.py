@@ -1,0 +1,204 @@
+"""A machine of its own with a real systemd: a container over an overlay of this one, with no network but its own loopback.
+
+Nothing of this machine changes: what is written lies in memory and goes with the container. Needs root and systemd-nspawn.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.house.checkout import ROOT
+
+CLONE_NEWNET = 0x40000000
+"""Of linux/sched.h."""
+PYTHON = Path("/opt/python")
+TWEETLAKE = Path("/opt/tweetlake")
+_LOCK = Path("/run/lock/tweetlake-machine")
+_CGROUPS = Path("/sys/fs/cgroup")
+_BOOT_SECONDS = 20.0
+_HALT_SECONDS = 15.0
+
+
+@dataclass
+class Machine:
+    """A booted one. `root` is its file system as this machine sees it."""
+
+    root: Path
+    init: int
+    """Its systemd's process."""
+
+    def run(self, *command: str | Path, check: bool = True, seconds: float = 60.0) -> str:
+        """Run a command in it as root; what it printed, errors too."""
+        done = subprocess.run(
+            ["nsenter", "-t", str(self.init), "-a", "--", *map(str, command)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, timeout=seconds, check=False,
+            env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "SYSTEMD_PAGER": "", "SYSTEMD_COLORS": "0"},
+        )  # fmt: skip
+        assert not check or done.returncode == 0, f"{' '.join(map(str, command))}: {done.returncode}\n{done.stdout}"
+        return done.stdout
+
+    def write(self, path: str | Path, content: str, mode: int = 0o644) -> None:
+        file = self.root / str(path).lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+        file.chmod(mode)
+
+    def remove(self, path: str | Path) -> None:
+        file = self.root / str(path).lstrip("/")
+        shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
+
+    def show(self, unit: str) -> dict[str, str]:
+        """What systemd knows about a unit."""
+        lines = self.run("systemctl", "show", unit).splitlines()
+        return dict(line.split("=", 1) for line in lines if "=" in line)
+
+    def journal(self, unit: str, *options: str) -> list[str]:
+        """What a unit, and systemd about it, has said."""
+        return self.run("journalctl", "--unit", unit, "--no-pager", *options).splitlines()
+
+    @contextlib.contextmanager
+    def network(self) -> Iterator[None]:
+        """Sockets that this thread makes in the block, and processes that it starts, have the machine's network."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        with Path("/proc/self/ns/net").open() as home, Path(f"/proc/{self.init}/ns/net").open() as there:
+            assert libc.setns(there.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+            try:
+                yield
+            finally:
+                assert libc.setns(home.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+
+
+@contextlib.contextmanager
+def booted() -> Iterator[Machine]:
+    """A machine for as long as the block lasts. One at a time: nspawn's cgroups have fixed names."""
+    if os.geteuid() != 0:
+        pytest.fail("booting a machine needs root: run `make test-system` as root")
+    with contextlib.ExitStack() as stack:
+        lock = stack.enter_context(_LOCK.open("w"))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tweetlake-machine-", dir=_memory())))
+        root = stack.enter_context(_overlay(place))
+        _install_program(root)
+        yield stack.enter_context(_running(root, place / "console.log"))
+
+
+def _memory() -> str | None:
+    """Where the overlay's own part lies: in memory, as it must not lie in an overlay itself."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+@contextlib.contextmanager
+def _overlay(place: Path) -> Iterator[Path]:
+    upper, work, root = (place / name for name in ("upper", "work", "root"))
+    for folder in (upper, work, root):
+        folder.mkdir()
+    place.chmod(0o755)
+    options = f"lowerdir=/,upperdir={upper},workdir={work}"
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, root], check=True)
+    try:
+        for wanted in ("multi-user", "timers", "sockets", "network-online", "sysinit"):  # what this machine would start
+            shutil.rmtree(root / f"etc/systemd/system/{wanted}.target.wants", ignore_errors=True)
+        yield root
+    finally:
+        subprocess.run(["umount", "--lazy", root], check=True)
+
+
+def _install_program(root: Path) -> None:
+    """An installation as on a real machine: outside of homes, readable by everybody. Its packages are this environment's."""
+    site = (
+        root / str(TWEETLAKE).lstrip("/") / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    )
+    for folder in (site, site.parents[2] / "bin", *(root / str(bind).lstrip("/") for bind in _binds().values())):
+        folder.mkdir(parents=True, exist_ok=True)
+    python = f"{PYTHON}/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+    (site.parents[2] / "bin/python").symlink_to(python)
+    (site.parents[2] / "pyvenv.cfg").write_text(f"home = {PYTHON}/bin\ninclude-system-site-packages = false\n")
+    (site / "packages.pth").write_text("/opt/checkout\n/opt/packages\n")
+    script = site.parents[2] / "bin/tweetlake"
+    script.write_text(f"#!{TWEETLAKE}/bin/python\nfrom ingester.__main__ import main\nmain()\n")
+    script.chmod(0o755)
+    (root / "etc/ld.so.conf.d").mkdir(exist_ok=True)
+    (root / "etc/ld.so.conf.d/tweetlake-python.conf").write_text(f"{PYTHON}/lib\n")
+
+
+def _binds() -> dict[Path, Path]:
+    """What of this machine is seen elsewhere in the other: homes are hidden there from services."""
+    import click
+
+    return {
+        Path(sys.base_prefix): PYTHON,
+        Path(click.__file__).parents[1]: Path("/opt/packages"),
+        ROOT: Path("/opt/checkout"),
+    }
+
+
+@contextlib.contextmanager
+def _running(root: Path, console: Path) -> Iterator[Machine]:
+    command = ["systemd-nspawn", "--register=no", "--keep-unit", "--boot", "--quiet", "--directory", root]
+    command += ["--private-network", "--console=pipe", "--link-journal=no", "--resolv-conf=off", "--timezone=off"]
+    command += [f"--bind-ro={here}:{there}" for here, there in _binds().items()]
+    with console.open("wb") as log:
+        nspawn = subprocess.Popen(
+            [*map(str, command)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            env=os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
+        )  # fmt: skip
+    try:
+        machine = Machine(root, _init(nspawn, console))
+        machine.run("systemctl", "is-system-running", "--wait", check=False, seconds=_BOOT_SECONDS)
+        machine.run("ldconfig")
+        yield machine
+    finally:
+        _halt(nspawn)
+
+
+def _init(nspawn: "subprocess.Popen[bytes]", console: Path) -> int:
+    """The container's systemd, once it can be asked."""
+    children = Path(f"/proc/{nspawn.pid}/task/{nspawn.pid}/children")
+    give_up = time.monotonic() + _BOOT_SECONDS
+    while time.monotonic() < give_up and nspawn.poll() is None:
+        for child in children.read_text().split():
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{child}/comm").read_text() == "systemd\n" and _answers(child):
+                    return int(child)
+        time.sleep(0.05)  # another process is watched; it has no event to await
+    raise AssertionError(f"the machine did not boot: {console.read_text(errors='replace')[-2000:]}")
+
+
+def _answers(init: str) -> bool:
+    return subprocess.run(
+        ["nsenter", "-t", init, "-a", "--", "systemctl", "show", "--property=Version"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, check=False,
+    ).returncode == 0  # fmt: skip
+
+
+def _halt(nspawn: "subprocess.Popen[bytes]") -> None:
+    """SIGTERM halts it in good order. Never SIGKILL nspawn first: its container would live on."""
+    children = Path(f"/proc/{nspawn.pid}/task/{nspawn.pid}/children")
+    try:
+        inits = [int(child) for child in children.read_text().split()]
+    except OSError:
+        inits = []
+    nspawn.send_signal(signal.SIGTERM)
+    try:
+        nspawn.wait(_HALT_SECONDS)
+    except subprocess.TimeoutExpired:
+        for init in inits:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(init, signal.SIGKILL)  # the container's init takes all of it along
+        nspawn.wait(_HALT_SECONDS)
+    for tree in (_CGROUPS, _CGROUPS / "unified", _CGROUPS / "systemd"):
+        for name in ("payload/init.scope", "payload", "supervisor"):
+            with contextlib.suppress(OSError):
+                (tree / name).rmdir()
