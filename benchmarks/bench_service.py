@@ -43,6 +43,9 @@ NO_LIMIT = ApiSettings(search_limit=10**9)
 WAITING, STARTS, RESUME_SECONDS = 10_000, 5, 2.0
 BACKLOG_TWEETS, BACKLOG_HOURS, MEMORY_BYTES = 500_000, 168, 150_000_000
 IDLE_QUERIES, IDLE_POLL, SETTLE_SECONDS, IDLE_SECONDS, IDLE_SHARE = 20, 60.0, 15.0, 150.0, 0.01
+SCRAPE_QUERIES, SCRAPES, SCRAPE_SECONDS = 100, 30, 0.02
+SCRAPE_EVERY = 1.2
+"""Seconds: an answer is given again for one."""
 FRESH_MARGIN = 15.0
 """Seconds beside poll and seal: X's index is 12 behind, the rest is ours."""
 SHORT, DEFAULTS = (2.0, 4.0, 120.0), (30.0, 60.0, 240.0)
@@ -177,6 +180,30 @@ def idle(world: World) -> Iterator[Found]:
     )
 
 
+def scrape(world: World) -> Iterator[Found]:
+    """How long Prometheus waits for /metrics while many queries are asked."""
+    rules = {f"query{number}": f"nobodysaysthis{number}" for number in range(SCRAPE_QUERIES)}
+    with running_x_api(WorldSettings(tweets_per_second=1), NO_LIMIT, process=True) as x:
+        place = Place(world.directory / "scrape", x, world.s3, rules, poll=IDLE_POLL)
+        with place.running() as process:
+            _until(process, process.has_asked_all, LONGEST_START)
+            took, lines = [], 0
+            for _ in _counted(SCRAPES, "scrape"):
+                time.sleep(SCRAPE_EVERY)
+                answer, seconds = process.scrape()
+                took.append(seconds)
+                lines = answer.count(b"\n")
+    took.sort()
+    p50, p90 = statistics.median(took), took[int(len(took) * 0.9)]
+    yield Found(
+        f"/metrics with {SCRAPE_QUERIES} queries",
+        f"p50 {p50 * 1000:.1f} ms, p90 {p90 * 1000:.1f} ms",
+        f"{SCRAPE_SECONDS * 1000:.0f} ms",
+        p50 <= SCRAPE_SECONDS,
+        f"{SCRAPES} scrapes of {lines:,} lines, {took[0] * 1000:.1f} to {took[-1] * 1000:.1f} ms",
+    )
+
+
 def _requests(x: RunningXApi) -> int:
     return sum(x.stats()["requests"]["search"].values())
 
@@ -261,7 +288,7 @@ def _say(words: str, *, over: bool = False) -> None:
     click.echo(f"\r\x1b[K{words}" if sys.stderr.isatty() else words, nl=not over and bool(words), err=True)
 
 
-PARTS = ("resume", "memory", "idle", "fresh")
+PARTS = ("resume", "memory", "idle", "scrape", "fresh")
 
 
 def _parts(_context: click.Context, _parameter: click.Parameter, given: str) -> list[str]:
@@ -290,6 +317,7 @@ def main(parts: list[str], defaults: bool) -> None:
             "resume": lambda: resume(world),
             "memory": lambda: memory(world),
             "idle": lambda: idle(world),
+            "scrape": lambda: scrape(world),
             "fresh": lambda: fresh(world, *(DEFAULTS if defaults else SHORT)),
         }
         click.echo(_machine(s3))

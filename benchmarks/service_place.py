@@ -139,6 +139,13 @@ class Process:
         except OSError:
             return None
 
+    def scrape(self) -> tuple[bytes, float]:
+        """What Prometheus would get, and how many seconds it waited for it."""
+        address = (self.spool / "http-address").read_text()
+        began = time.perf_counter()
+        with urllib.request.urlopen(f"{address}/metrics", timeout=5) as answer:
+            return answer.read(), time.perf_counter() - began
+
     def has_asked_all(self) -> bool:
         """Whether every query got a page."""
         status = self.status()
