@@ -29,6 +29,8 @@ BYTES_WAITING = 24_000_000
 """How much waits in memory for runs, all tables together. The longer runs are, the fewer have to be merged."""
 ROWS_PER_PIECE = 1_024
 """What is read of a run at once: while runs are merged, one piece of each may be in memory."""
+MOST_TOGETHER = 32
+"""Runs that are read together, a piece of each in memory: 40 MB of users, which are spread over all of their keys."""
 _STRIDE = 16
 """Every so many rows a key is kept in memory, to cut ranges by."""
 _HOUR_MS = 3_600_000
@@ -184,9 +186,19 @@ class Spill:
         self._write_run(table)
         return self._runs.get(table, [])
 
+    def joined(self, table: str, runs: Sequence[SortedRows], within: KeyRange = EVERY_KEY) -> list[SortedRows]:
+        """The rows of these runs, those of the first run first, in few enough runs to be read together. What lies outside
+        of the range may be left out, and so may rows that do not count.
+        """
+        joined = list(runs)
+        while len(joined) > MOST_TOGETHER:
+            starts = range(0, len(joined), MOST_TOGETHER)
+            joined = [self._joined(table, joined[start : start + MOST_TOGETHER], within) for start in starts]
+        return joined
+
     def keep_unsorted(self, table: str, rows: pa.Table) -> Path:
         """Keep rows of a table that has no key, in a file for `read_unsorted`."""
-        return self._write(table, rows)
+        return self._write(table, [rows])
 
     def _write_run(self, table: str) -> None:
         waiting = self._waiting.pop(table, [])
@@ -194,24 +206,42 @@ class Spill:
         if not waiting:
             return
         rows = self._folded(table, pa.concat_tables(waiting))
-        key = KEYS[table]
-        keys = rows[key].combine_chunks()
-        pieces = [keys.slice(start, ROWS_PER_PIECE) for start in range(0, len(keys), ROWS_PER_PIECE)]
-        bounds = tuple((piece[0].as_py(), piece[-1].as_py()) for piece in pieces)
-        run = SortedRows(self._write(table, rows), table, bounds, _every_so_many(keys))
-        self._runs.setdefault(table, []).append(run)
+        self._runs.setdefault(table, []).append(self._run(table, [rows]))
+
+    def _joined(self, table: str, runs: Sequence[SortedRows], within: KeyRange) -> SortedRows:
+        opened, schema = Opened(runs), file_schema(table)
+        return self._run(table, (self._folded(table, together(opened, keys, schema)) for keys in cut(runs, within)))
 
     def _folded(self, table: str, rows: pa.Table) -> pa.Table:
         if table in self._folds:
             return self._folds[table](rows)
         return rows.take(pc.sort_indices(rows[KEYS[table]]))
 
-    def _write(self, table: str, rows: pa.Table) -> Path:
+    def _run(self, table: str, parts: Iterable[pa.Table]) -> SortedRows:
+        """Write sorted rows as a run."""
+        bounds: list[Bounds] = []
+        sampled = [file_schema(table).empty_table()[KEYS[table]].combine_chunks()]
+
+        def seen() -> Iterator[pa.Table]:
+            for rows in parts:
+                if not rows.num_rows:
+                    continue
+                keys = rows[KEYS[table]].combine_chunks()
+                pieces = [keys.slice(start, ROWS_PER_PIECE) for start in range(0, len(keys), ROWS_PER_PIECE)]
+                bounds.extend((piece[0].as_py(), piece[-1].as_py()) for piece in pieces)
+                sampled.append(_every_so_many(keys))
+                yield rows
+
+        path = self._write(table, seen())
+        return SortedRows(path, table, tuple(bounds), pa.concat_arrays(sampled))
+
+    def _write(self, table: str, parts: Iterable[pa.Table]) -> Path:
         self._count += 1
         path = self._folder / f"{self._count:06d}.arrow"
         schema = file_schema(table)
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            writer.write_table(rows.select(schema.names).cast(schema).combine_chunks(), ROWS_PER_PIECE)
+            for rows in parts:
+                writer.write_table(rows.select(schema.names).cast(schema).combine_chunks(), ROWS_PER_PIECE)
         return path
 
 

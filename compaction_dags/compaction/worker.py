@@ -171,8 +171,9 @@ class Worker:
 
     def _merged(self, share: TweetsShare, counts: Merged) -> Iterator[pa.Table]:
         schema, key = file_schema("tweets"), KEYS["tweets"]
-        new, old = Opened(share.new), Opened(share.old)
-        for ids in cut([*share.old, *share.new], share.ids):
+        runs = self._spill.joined("tweets", share.new, share.ids)
+        new, old = Opened(runs), Opened(share.old)
+        for ids in cut([*share.old, *runs], share.ids):
             fresh = self._new_tweets(together(new, ids, schema), counts)
             stored = together(old, ids, schema)
             if share.rebuilt:
@@ -199,8 +200,9 @@ class Worker:
         return write_file(side.table, self._latest(side), self._folder)
 
     def _latest(self, side: SideRows) -> Iterator[pa.Table]:
-        opened = Opened(side.runs)
-        for keys in cut(side.runs):
+        runs = self._spill.joined(side.table, side.runs)
+        opened = Opened(runs)
+        for keys in cut(runs):
             yield latest_rows(together(opened, keys, file_schema(side.table)), KEYS[side.table])
 
 

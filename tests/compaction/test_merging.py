@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,47 @@ def test_ranges_of_runs_and_a_stored_file_give_every_row_once_and_in_order(
             for keys in cut([*runs, file], ids_of(hour), rows_per_range)
         ]
         assert told(pa.concat_tables(parts)) == oracle(mine)
+
+
+@many
+@given(st.lists(sightings(most=30), min_size=1, max_size=12), st.integers(2, 4), st.booleans())
+def test_many_runs_are_joined_into_few_that_hold_the_same(
+    tmp_path_factory: pytest.TempPathFactory, groups: list[list[Row]], together_at_most: int, folds: bool
+) -> None:
+    fold = {"tweets": partial(latest_rows, key="id")} if folds else {}
+    spill = Spill(tmp_path_factory.mktemp("spill"), fold, bytes_waiting=0)
+    for rows in groups:
+        spill.add("tweets", table(rows))
+    runs = spill.runs("tweets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spilling, "MOST_TOGETHER", together_at_most)
+        patch.setattr(spilling, "ROWS_PER_PIECE", 4)
+        joined = spill.joined("tweets", runs)
+    assert len(joined) == len(runs) if len(runs) <= together_at_most else len(joined) <= together_at_most
+    for one in joined:
+        everything = together(Opened([one]), KeyRange(), SCHEMA)
+        assert everything["id"].to_pylist() == sorted(everything["id"].to_pylist())
+        assert len(one.sample) >= everything.num_rows // 16
+    parts = [together(opened, keys, SCHEMA) for opened in [Opened(joined)] for keys in cut(joined, rows=5)]
+    rows = [row for group in groups for row in group]
+    found = pa.concat_tables([SCHEMA.empty_table(), *parts])
+    if folds:
+        assert told(latest_rows(found, "id")) == told(latest_rows(table(rows), "id"))
+    else:
+        assert found.num_rows == len(rows)
+        assert told(merged_tweets(found)) == oracle(rows)
+
+
+def test_joining_within_a_range_keeps_what_lies_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spilling, "MOST_TOGETHER", 2)
+    made = [{"id": number, "raw_key": "a", "record_index": 0, "fetched_at": START} for number in range(50)]
+    spill = spilled(tmp_path, [made[start::5] for start in range(5)])
+    within = KeyRange(10, 20)
+    joined = spill.joined("tweets", spill.runs("tweets"), within)
+    assert len(joined) == 2
+    assert together(Opened(joined), within, SCHEMA).sort_by("id")["id"].to_pylist() == list(range(10, 20))
+    nothing = spill.joined("tweets", spill.runs("tweets"), KeyRange(60, 70))
+    assert together(Opened(nothing), KeyRange(60, 70), SCHEMA).num_rows == 0
 
 
 def in_hour(number: int, hour: Partition) -> bool:
