@@ -223,7 +223,7 @@ class Report:
             return Check("spool", "spool", f"asking X is paused: {full}", fix)
         if quarantined := self._contents().quarantine:
             fix = "look at the disk and at the .reason files in quarantine/; delete them by hand once you know"
-            return Check("spool", "spool", f"{quarantined:,} files in quarantine", fix)
+            return Check("spool", "spool", f"{quarantined:,} file{'' if quarantined == 1 else 's'} in quarantine", fix)
         return Check("spool", "spool")
 
     def _check_clock(self) -> Check:

@@ -1,5 +1,8 @@
 """What to do about each problem event, in one sentence; docs/runbook.md has the long form."""
 
+FOLLOWS = frozenset({"see why asking X is paused", "see the checks of lease, X and S3"})
+"""What is to be done about a query that only waits for something else, which has a check of its own."""
+
 ADVICE = {
     "state_unreachable": "Mend bucket, rights or network; it goes on by itself.",
     "lease_waiting": "Nothing, if this one shall stand by; else stop one of the two.",

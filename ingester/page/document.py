@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ingester.history import Sample
-from ingester.page.advice import advice
+from ingester.page.advice import FOLLOWS, advice
 from ingester.page.charts import Series, chart
 from ingester.page.markup import Child, Html, doc, el
 from ingester.page.verdict import Level, Status, Verdict, verdict, worst_first
@@ -16,6 +16,8 @@ from ingester.page.words import UNKNOWN, ago, count, exactly, percent, size, spa
 
 REFRESH_SECONDS = 5
 """Between two looks of a page that is being looked at; without script the whole page is loaded anew, more slowly."""
+MOST_NAMES = 10
+"""Queries named of those that only wait for something that is named already."""
 MOST_LATELY = 12
 """Problems shown of those told lately."""
 
@@ -37,7 +39,8 @@ CONTENT_SECURITY_POLICY = (
 _SYMBOLS: Mapping[Level, tuple[str, str]] = {
     "good": ("well", "M4.5 8.5 7 11l4.5-5.5"),
     "busy": ("busy", "M4 6.5 8 3l4 3.5M4 12.5 8 9l4 3.5"),
-    "waiting": ("waits or needs a look", "M6 4.5v7M10 4.5v7"),
+    "waiting": ("waits", "M6 4.5v7M10 4.5v7"),
+    "attention": ("needs a look", "M8 3.5v5.5M8 12v.2"),
     "bad": ("not well", "M5 5l6 6M11 5l-6 6"),
 }
 """What a level is called, and the stroke that shows it: never colour alone."""
@@ -131,10 +134,17 @@ def _symbol(level: Level, *, named: bool = False) -> Html:
 def _wrong(status: Status) -> Html:
     """What is not well now, each with what to do. There is always such a section, so that it is missed by nobody."""
     broken = [check for check in status["components"] if not check["ok"]]
+    following = [check for check in broken if check["fix"] in FOLLOWS]
     if not broken:
         content: Child = el("p", "Nothing. All ", f"{len(status['components']):,}", " checks are well.", class_="quiet")
     else:
-        content = el("ul", [el("li", _problem(check)) for check in broken], class_="wrong")
+        lines: list[Child] = [el("li", _problem(check)) for check in broken if check not in following]
+        if following:
+            names = ", ".join(check["name"].removeprefix("query:") for check in following[:MOST_NAMES])
+            more = f" and {len(following) - MOST_NAMES:,} more" if len(following) > MOST_NAMES else ""
+            waits = count(len(following), "query gets no pages because of it", "queries get no pages because of it")
+            lines.append(el("li", el("p", el("strong", "queries"), " ", f"{waits}: {names}{more}")))
+        content = el("ul", lines, class_="wrong")
     return el(
         "section", el("h2", "What is wrong now", id="wrong-title"), content, aria_labelledby="wrong-title", id="wrong"
     )
@@ -270,9 +280,13 @@ def _budget(status: Status, now: datetime) -> Html:
         else:
             lines.append((words, f"{written(spent)}, no cap"))
     rate: Child = UNKNOWN
-    if x["rate_limit"] is not None:
+    if x["rate_limit"] is not None and x["rate_reset_at"] is not None and x["rate_reset_at"] < status["now"]:
+        rate = f"over; X's next answer tells the new one of {x['rate_limit']:,} requests"
+    elif x["rate_limit"] is not None:
         left = max(0, x["rate_remaining"])
         rate = [f"{left:,} of {x['rate_limit']:,} requests left, reset ", ago(x["rate_reset_at"], now, never=UNKNOWN)]
+    if x["hold"] == "backlog":
+        rate = [rate, el("span", "The rest is kept for new posts; what is older waits for the reset.", class_="quiet")]
     lines.append(("X's rate window", rate))
     lines.append(("Credentials", x["credentials"]))
     return _card("spent", "What was spent", lines)
@@ -295,8 +309,8 @@ def _bar(fraction: float, words: str) -> Html:
     return el(
         "svg",
         el("title", f"{percent(fraction)} {words}"),
-        el("rect", width=100, height=6, rx=3, class_="track"),
-        el("rect", width=f"{100 * full:.1f}", height=6, rx=3, class_=f"fill {level}") if full else None,
+        el("rect", width=100, height=6, class_="track"),
+        el("rect", width=f"{100 * full:.1f}", height=6, class_=f"fill {level}") if full else None,
         viewBox="0 0 100 6",
         preserveAspectRatio="none",
         class_="bar",

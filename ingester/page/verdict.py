@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from ingester.page.words import count, span
 
-Level = Literal["good", "busy", "waiting", "bad"]
-RANK: Mapping[Level, int] = {"bad": 0, "waiting": 1, "busy": 2, "good": 3}
+Level = Literal["good", "busy", "waiting", "attention", "bad"]
+RANK: Mapping[Level, int] = {"bad": 0, "attention": 1, "waiting": 2, "busy": 3, "good": 4}
 """The worst first."""
 
 Status = Mapping[str, Any]
@@ -85,11 +85,11 @@ def _collecting(status: Status, kinds: list[str]) -> Verdict:
     if late == len(queries):
         return Verdict("bad", "Not collecting", "No query gets pages.")
     if late:
-        return Verdict(
-            "bad", "Collecting in part", f"{late:,} of {count(len(queries), 'query', 'queries')} get no pages."
-        )
+        words = f"No pages come for {late:,} of {count(len(queries), 'query', 'queries')}."
+        return Verdict("bad", "Collecting in part", words)
     if kinds:
-        return Verdict("waiting", "Collecting, with something to mend", f"{count(len(kinds), 'check')} not well.")
+        words = f"{count(len(kinds), 'check is', 'checks are')} not well."
+        return Verdict("attention", "Collecting, with something to mend", words)
     behind = [query for query in queries if _is_behind(query)]
     largest = max((query["covered_lag_seconds"] or 0.0 for query in queries), default=0.0)
     if behind:
@@ -103,14 +103,14 @@ def of_query(query: Status, status: Status) -> Verdict:
     """Of one query. The sentence is the problem, if there is one."""
     problem = query["problem"] or ""
     x = status["x"] or {}
-    if query["late_seconds"]:
-        return Verdict("bad", "late", problem)
     if not status["x"]:
         return Verdict("waiting", "not asked", problem)
     if x["hold"] in _HOLDS:
         return Verdict("waiting", "paused", problem)
-    if any(share >= 1.0 for share in query["fractions"].values()):
+    if problem.startswith(f"query {query['name']}."):
         return Verdict("waiting", "own cap reached", problem)
+    if query["late_seconds"]:
+        return Verdict("bad", "late", problem)
     if query["last_page_at"] is None:
         return Verdict("waiting", "no page yet", problem)
     if _is_behind(query):
