@@ -78,7 +78,7 @@ def run(config: Path | None) -> None:
     \b
     Exit codes: 0 stopped, 78 settings, 74 disk, 75 another process has the spool, 70 anything else.
     """
-    faulthandler.enable()  # where it hung, should the watchdog of systemd end it by SIGABRT
+    faulthandler.enable(2)  # where it hung, should the watchdog of systemd end it by SIGABRT
     _share_memory_between_threads()
     with settings_problems_told():
         settings = load(config)

@@ -1,91 +1,212 @@
-"""`tweetlake status`: ask the running service how it is."""
+"""`tweetlake status`: ask the running service how it is; what its page shows, at the terminal."""
 
 import json
 import sys
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from ingester.commands.common import ADDRESS_FILE, EXIT_NOT_RUNNING, settings_problems_told, with_config
-from schemas.settings import load
+from ingester.page.advice import advice
+from ingester.page.verdict import Level, verdict, worst_first
+from ingester.page.words import UNKNOWN, count, percent, size, span, usd
+from schemas.settings import Settings, load, load_health_token
 
-CAPS = {
-    "usd_per_month": "usd_this_month",
-    "usd_per_day": "usd_today",
-    "posts_per_month": "posts_this_month",
-    "posts_per_day": "posts_today",
+Status = Mapping[str, Any]
+
+_STYLES: Mapping[Level, tuple[str, str]] = {
+    "good": ("●", "bold green"),
+    "busy": ("◐", "bold cyan"),
+    "waiting": ("▲", "bold yellow"),
+    "attention": ("▲", "bold yellow"),
+    "bad": ("✗", "bold red"),
 }
-"""Each cap of the budget with the figure that it bounds."""
+"""A symbol beside the colour: not everybody sees colours, and a pipe has none."""
+_MOST_PROBLEMS = 8
+_FULL = 0.8
+"""From this share of a cap on it is shown in yellow, as the alert does."""
 
 
 @click.command()
 @with_config
 @click.option("--json", "as_json", is_flag=True, help="The whole status as JSON.")
-def status(config: Path | None, as_json: bool) -> None:
+@click.option("--watch", "every", type=click.FloatRange(min=1), metavar="SECONDS", help="Show it again and again.")
+def status(config: Path | None, as_json: bool, every: float | None) -> None:
     """Ask the running service how it is. Exits 0 when healthy, 1 when not, 3 when it does not run.
 
     \b
     Examples:
       tweetlake status
-      tweetlake status --json | jq .queries
+      tweetlake status --watch 5
+      tweetlake status --json | jq '.queries[] | {name, covered_lag_seconds}'
     """
     with settings_problems_told():
         settings = load(config)
-    try:
-        address = (settings.spool.directory / ADDRESS_FILE).read_text().strip()
-    except OSError:  # not running, or the folder is another user's, as under systemd
-        address = f"http://{settings.health.host}:{settings.health.port}"
-    try:
-        with urllib.request.urlopen(f"{address}/status", timeout=5) as answer:  # noqa: S310 - our own address
-            found: dict[str, Any] = json.load(answer)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        click.echo(f"tweetlake does not run at {address} ({error}). Start it with: tweetlake run", err=True)
-        sys.exit(EXIT_NOT_RUNNING)
+        token = load_health_token(settings.health.token_file)
+    ask = _Asking(settings, token.get_secret_value() if token else None)
+    found = ask()
     if as_json:
         click.echo(json.dumps(found, indent=2))
+    elif every is None:
+        Console().print(shown(found))
     else:
-        _print_status(found)
+        _watch(ask, found, every)
     sys.exit(0 if found["healthy"] else 1)
 
 
-def _print_status(found: dict[str, Any]) -> None:
-    console = Console()
-    if found["healthy"]:
-        console.print(f"[green]collecting[/], tweetlake {found['version']}, since {found['started_at']}")
-    else:
-        console.print("[red]not well:[/]")
-        for reason in found["reasons"]:
-            console.print(f"  - {reason}", markup=False)
-    if found["queries"]:
-        table = Table(box=None, pad_edge=False)
-        for heading in ("query", "planned until", "lag s", "todo", "last page", "$ this month", "problem"):
-            table.add_column(heading)
-        for query in found["queries"]:
-            keys = (
-                "name",
-                "planned_until",
-                "lag_seconds",
-                "todo_intervals",
-                "last_page_at",
-                "usd_this_month",
-                "problem",
-            )
-            table.add_row(*("" if query[key] is None else str(query[key]) for key in keys))
-        console.print(table)
-    spool, s3, budget = found["spool"], found["s3"], found["budget"]
-    console.print(f"spool  {spool['waiting']} waiting, {spool['bytes']:,} bytes, {spool['quarantine']} in quarantine")
-    console.print(
-        f"s3     last shipped {s3['last_shipped_at'] or 'nothing yet'}{' - ' + s3['problem'] if s3['problem'] else ''}"
-    )
-    if budget:
-        console.print(f"spent  ${budget['usd_today']:.2f} today, ${budget['usd_this_month']:.2f} this month")
-        for cap, spent in CAPS.items():
-            if (limit := budget["caps"].get(cap)) is not None:
-                console.print(
-                    f"       budget.{cap} = {limit:,g}: {100 * budget[spent] / limit if limit else 100:.0f}% used"
-                )
+def _watch(ask: "_Asking", found: Status, every: float) -> None:
+    """Until Ctrl-C, or until the service is gone."""
+    with Live(shown(found), screen=sys.stdout.isatty(), auto_refresh=False) as live:
+        try:
+            while True:
+                time.sleep(every)
+                live.update(shown(ask()), refresh=True)
+        except KeyboardInterrupt:
+            return
+
+
+class _Asking:
+    """Where the service answers, and with which token it is asked."""
+
+    def __init__(self, settings: Settings, token: str | None) -> None:
+        try:
+            self._address = (settings.spool.directory / ADDRESS_FILE).read_text().strip()
+        except OSError:  # not running, or the folder is another user's, as under systemd
+            self._address = f"http://{settings.health.host}:{settings.health.port}"
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+
+    def __call__(self) -> Status:
+        """Its status; ends the program with what is wrong and what to do when there is none."""
+        asked = urllib.request.Request(f"{self._address}/status", headers=self._headers)  # noqa: S310 - our own address
+        try:
+            with urllib.request.urlopen(asked, timeout=5) as answer:  # noqa: S310
+                found: Status = json.load(answer)
+        except urllib.error.HTTPError as error:
+            fix = "health.token_file has to hold the token that the service was started with"
+            click.echo(f"tweetlake at {self._address} answered {error.code}. fix: {fix}", err=True)
+            sys.exit(EXIT_NOT_RUNNING)
+        except (OSError, ValueError) as error:
+            click.echo(f"tweetlake does not run at {self._address} ({error}). Start it with: tweetlake run", err=True)
+            sys.exit(EXIT_NOT_RUNNING)
+        return found
+
+
+def shown(status: Status) -> RenderableType:
+    """The status as a person reads it, worst first."""
+    now = datetime.fromisoformat(status["now"])
+    parts = [_headline(status, now), _checks(status), _queries(status, now), _rest(status, now), _lately(status, now)]
+    return Group(*(part for part in parts if part is not None))
+
+
+def _headline(status: Status, now: datetime) -> RenderableType:
+    found = verdict(status)
+    symbol, style = _STYLES[found.level]
+    line = Text.assemble((f"{symbol} {_plain(found.word)}", style), f"  {_plain(found.sentence)}\n")
+    running = span((now - datetime.fromisoformat(status["started_at"])).total_seconds())
+    return line.append(f"  tweetlake {status['version']}, running for {running}\n", "dim")
+
+
+def _checks(status: Status) -> RenderableType | None:
+    """What is not well, each with what to do."""
+    bad = [check for check in status["components"] if not check["ok"]]
+    if not bad:
+        return None
+    lines = Text()
+    for check in bad:
+        lines.append("✗ ", "red").append(_plain(check["reason"])).append("\n")
+        if check["fix"]:
+            lines.append(f"  fix: {_plain(check['fix'])}\n", "dim")
+    return lines
+
+
+def _queries(status: Status, now: datetime) -> RenderableType:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("query")
+    table.add_column("state")
+    for heading in ("behind", "to do", "gaps", "last page", "today", "this month"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for query, found in worst_first(status["queries"], status):
+        symbol, style = _STYLES[found.level]
+        table.add_row(
+            _plain(query["name"]),
+            Text(f"{symbol} {found.word}", style),
+            span(query["covered_lag_seconds"]),
+            f"{query['todo_intervals']:,}",
+            f"{query['gaps']:,}",
+            _ago(query["last_page_at"], now),
+            usd(query["usd_today"]),
+            usd(query["usd_this_month"]),
+        )
+    return Padding(table, (0, 0, 1, 0))
+
+
+def _rest(status: Status, now: datetime) -> RenderableType:
+    """Spool, S3, X and the budget, a line each."""
+    lines = Table.grid(padding=(0, 2))
+    lines.add_column(style="dim")
+    lines.add_column()
+    spool, s3 = status["spool"], status["s3"]
+    waiting = f"{count(spool['waiting'], 'file')} waiting"
+    waiting += f", the oldest since {_ago(spool['oldest_waiting_at'], now)}" if spool["oldest_waiting_at"] else ""
+    room = f"{size(spool['bytes'])} of {size(spool['max_bytes'])}, {size(spool['free_bytes'])} free on the disk"
+    lines.add_row("spool", f"{waiting}; {room}; {spool['quarantine']:,} in quarantine")
+    lines.add_row("s3", f"{_plain(s3['bucket'])}, last shipped {_ago(s3['last_shipped_at'], now)}")
+    if (x := status["x"]) is not None and x["rate_limit"] is not None:
+        lines.add_row("x", f"{x['rate_remaining']:,} of {x['rate_limit']:,} requests left in this window")
+    for row in _budget(status):
+        lines.add_row(*row)
+    return Padding(lines, (0, 0, 1, 0))
+
+
+def _budget(status: Status) -> Iterator[tuple[str, RenderableType]]:
+    budget = status["budget"]
+    if budget is None:
+        return
+    posts = f"{budget['posts_today']:,} and {budget['posts_this_month']:,} posts"
+    yield "spent", f"{usd(budget['usd_today'])} today, {usd(budget['usd_this_month'])} this month; {posts}"
+    for cap, share in budget["fractions"].items():
+        limit = budget["caps"][cap]
+        words = f"{percent(share)} of {usd(limit) if cap.startswith('usd') else f'{limit:,} posts'}  {cap}"
+        style = "red" if share >= 1 else "yellow" if share >= _FULL else "green"
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(ProgressBar(total=1.0, completed=min(share, 1.0), width=20, complete_style=style), words)
+        yield "", bar
+
+
+def _lately(status: Status, now: datetime) -> RenderableType | None:
+    """The newest problems, each with what to do."""
+    problems = status["problems"]
+    if not problems:
+        return None
+    lines = Text("lately\n", "dim")
+    for problem in problems[:_MOST_PROBLEMS]:
+        often = f", {problem['times']:,} times" if problem["times"] > 1 else ""
+        lines.append(f"  {_ago(problem['at'], now)}{often}  ", "dim")
+        lines.append(f"{problem['event']}: {_plain(problem['detail'])}\n")
+        lines.append(f"    {advice(problem['event'])}\n", "dim")
+    if len(problems) > _MOST_PROBLEMS:
+        lines.append(f"  and {len(problems) - _MOST_PROBLEMS:,} more: tweetlake status --json\n", "dim")
+    return lines
+
+
+def _ago(moment: str | None, now: datetime) -> str:
+    if moment is None:
+        return UNKNOWN
+    return f"{span((now - datetime.fromisoformat(moment)).total_seconds())} ago"
+
+
+def _plain(text: str) -> str:
+    """Text of others without what a terminal would obey: what X or S3 answers stands in it."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
