@@ -1,8 +1,9 @@
 """Gauges are the status of a running service as numbers: read once a scrape, and nothing is made up."""
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 
 from ingester import gauges
+from ingester.telemetry import Telemetry
 from tests.ingester.simulation import MemoryStore, Run, SimulatedX, VirtualClock, settings
 
 BOTH = [
@@ -72,10 +73,13 @@ async def test_what_is_not_known_yet_has_no_sample(tmp_path):
 async def test_a_scrape_asks_for_the_status_once_and_has_no_created_samples(tmp_path):
     _, status = await after(100, tmp_path)
     asked = []
-    registry = CollectorRegistry()
+    telemetry = Telemetry()
+    telemetry.expect(["one"])
+    registry = telemetry.registry
     gauges.expose(registry, lambda: asked.append(1) or status, settings(tmp_path, query=BOTH))
     assert asked == [], "registering asks for nothing"
     text = generate_latest(registry).decode()
     assert asked == [1]
+    assert 'tweetlake_posts_stored_total{query="one"} 0.0' in text, "a rate sees its first step"
     assert "_created" not in text
     assert "process_resident_memory_bytes" in text
