@@ -159,7 +159,7 @@ def _rest(status: Status, now: datetime) -> RenderableType:
     lines.add_column()
     spool, s3 = status["spool"], status["s3"]
     waiting = f"{count(spool['waiting'], 'file')} waiting"
-    waiting += f", the oldest since {_ago(spool['oldest_waiting_at'], now)}" if spool["oldest_waiting_at"] else ""
+    waiting += f", the oldest {_age(spool['oldest_waiting_at'], now)} old" if spool["oldest_waiting_at"] else ""
     room = f"{size(spool['bytes'])} of {size(spool['max_bytes'])}, {size(spool['free_bytes'])} free on the disk"
     lines.add_row("spool", f"{waiting}; {room}; {spool['quarantine']:,} in quarantine")
     lines.add_row("s3", f"{_plain(s3['bucket'])}, last shipped {_ago(s3['last_shipped_at'], now)}")
@@ -202,9 +202,11 @@ def _lately(status: Status, now: datetime) -> RenderableType | None:
 
 
 def _ago(moment: str | None, now: datetime) -> str:
-    if moment is None:
-        return UNKNOWN
-    return f"{span((now - datetime.fromisoformat(moment)).total_seconds())} ago"
+    return UNKNOWN if moment is None else f"{_age(moment, now)} ago"
+
+
+def _age(moment: str, now: datetime) -> str:
+    return span((now - datetime.fromisoformat(moment)).total_seconds())
 
 
 def _plain(text: str) -> str:
