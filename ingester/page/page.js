@@ -28,7 +28,7 @@ async function refresh() {
     const next = new DOMParser().parseFromString(await answer.text(), "text/html");
     for (const part of ["header", "main", "footer"]) become(document.querySelector(part), next.querySelector(part));
     if (document.title !== next.title) document.title = next.title;
-    stale.hidden = true;
+    if (!stale.hidden) stale.hidden = true;
   } catch {
     if (stale.hidden) stale.textContent = `The service does not answer. This is how it was ${document.getElementById("as-of").textContent}.`;
     stale.hidden = false;
