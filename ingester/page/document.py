@@ -53,7 +53,7 @@ _SERIES = (
         lambda value: UNKNOWN if value is None else f"{value:,.0f}",
         lambda values: sum(values) / len(values),
     ),
-    Series("lag", "Lag of the query furthest behind", lambda sample: sample.lag_seconds, span, max),
+    Series("lag", "Largest lag of a query", lambda sample: sample.lag_seconds, span, max),
     Series("spool", "Size of the spool", lambda sample: float(sample.spool_bytes), size, max),
 )
 
