@@ -1,9 +1,12 @@
 """The compaction's numbers for Prometheus are what the tables hold, and asking for them writes nothing to the lake."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import boto3
 import pytest
+from botocore.exceptions import ClientError
 from prometheus_client.parser import text_string_to_metric_families
 
 from compaction_dags.compaction import metrics
@@ -128,3 +131,26 @@ def test_a_lake_that_does_not_answer_leaves_the_file_as_it_is(place: Place, tmp_
     done = run("metrics", "--config", str(place.config(endpoint_url="http://127.0.0.1:9")), "--output", str(output))
     assert done.exit_code == 75
     assert output.read_text() == "old"
+
+
+def test_it_needs_no_right_but_to_list_and_to_read(collected: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = [
+        {"Effect": "Allow", "Action": "s3:ListBucket", "Resource": f"arn:aws:s3:::{collected.s3.bucket}"},
+        {"Effect": "Allow", "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{collected.s3.bucket}/*"},
+    ]
+    iam = boto3.Session().client("iam", endpoint_url=collected.s3.endpoint_url, region_name=collected.s3.region)
+    iam.create_user(UserName="monitor")
+    iam.put_user_policy(
+        UserName="monitor",
+        PolicyName="reads",
+        PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": allowed}),
+    )
+    key = iam.create_access_key(UserName="monitor")["AccessKey"]
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key["AccessKeyId"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", key["SecretAccessKey"])
+    mine = boto3.Session().client("s3", endpoint_url=collected.s3.endpoint_url, region_name=collected.s3.region)
+    with pytest.raises(ClientError, match="AccessDenied"):
+        mine.put_object(Bucket=collected.s3.bucket, Key=f"{collected.prefix}curated/x", Body=b"")
+    done = run("metrics", "--config", str(collected.config()))
+    assert done.exit_code == 0, done.stderr
+    assert 'tweetlake_curated_table_rows{table="tweets"} 12.0' in done.stdout

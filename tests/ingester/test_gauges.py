@@ -1,5 +1,7 @@
 """Gauges are the status of a running service as numbers: read once a scrape, and nothing is made up."""
 
+from datetime import UTC, datetime
+
 from prometheus_client import generate_latest
 
 from ingester import gauges
@@ -83,3 +85,12 @@ async def test_a_scrape_asks_for_the_status_once_and_has_no_created_samples(tmp_
     assert 'tweetlake_posts_stored_total{query="one"} 0.0' in text, "a rate sees its first step"
     assert "_created" not in text
     assert "process_resident_memory_bytes" in text
+
+
+def test_a_gap_leaves_its_time_so_that_one_found_before_the_first_scrape_is_seen():
+    at = datetime(2026, 11, 20, 12, tzinfo=UTC)
+    telemetry = Telemetry(now=lambda: at)
+    telemetry.gap_recorded("one", "out_of_reach", "11-12T12:00:00..13:00:00Z")
+    labels = {"query": "one", "reason": "out_of_reach"}
+    assert telemetry.registry.get_sample_value("tweetlake_last_gap_timestamp_seconds", labels) == at.timestamp()
+    assert telemetry.registry.get_sample_value("tweetlake_gaps_total", labels) == 1
