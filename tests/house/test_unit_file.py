@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from ingester.__main__ import main
+from ingester.commands.install import PROGRAM
+from ingester.service import LOOK_EVERY_SECONDS, START_SECONDS
 from schemas.settings import (
     CONFIG_ENV,
     DEFAULT_CONFIG,
@@ -17,7 +19,7 @@ from schemas.settings import (
     Spool,
     load_x_secret,
 )
-from tests.house.checkout import ROOT, files, pyproject, text
+from tests.house.checkout import ROOT, pyproject, text
 
 UNIT = Path("systemd/tweetlake.service")
 ENVIRONMENT_EXAMPLE = Path("systemd/tweetlake.env.example")
@@ -111,7 +113,8 @@ def test_it_has_the_three_sections_of_a_service(unit):
 
 def test_it_starts_a_command_that_the_distribution_installs(service):
     program, command = one(service, "ExecStart").split()
-    assert program == "/opt/tweetlake/bin/tweetlake"
+    assert program == PROGRAM
+    assert text(UNIT).count(f"={PROGRAM} ") == 1, "what install-service replaces"
     assert "tweetlake" in pyproject()["project"]["scripts"]
     assert command in main.commands
 
@@ -161,13 +164,18 @@ def test_it_gets_a_bit_more_than_its_grace_time_to_stop(service):
     assert not {"KillMode", "FinalKillSignal", "SendSIGKILL"} & set(service)
 
 
-def test_it_promises_readiness_and_a_watchdog_only_if_the_program_notifies(service):
-    code = "".join(text(file) for file in files() if file.parts[0] == "ingester" and file.suffix == ".py")
-    if "NOTIFY_SOCKET" not in code:
-        assert one(service, "Type") == "exec"
-        assert not {"WatchdogSec", "NotifyAccess"} & set(service)
-    else:
-        assert one(service, "Type") == "notify"
+def test_it_is_started_once_the_program_says_so_and_only_the_program_may(service):
+    assert one(service, "Type") == "notify"
+    assert "NotifyAccess" not in service, "main, the default: no child speaks for it"
+
+
+def test_signs_of_life_come_far_oftener_than_the_watchdog_waits_for_them(service):
+    assert LOOK_EVERY_SECONDS * 3 <= seconds(one(service, "WatchdogSec")) <= 120
+
+
+def test_a_start_asks_for_more_time_before_the_one_it_has_is_over(service):
+    assert "TimeoutStartSec" not in service, "systemd's 90 s; the first request for more comes at once"
+    assert LOOK_EVERY_SECONDS * 3 <= START_SECONDS
 
 
 @pytest.mark.parametrize("setting", sorted(CLOSED))
@@ -198,6 +206,11 @@ def test_every_setting_is_given_once_where_once_is_meant(unit):
         key for section in unit.values() for key, values in section.items() if len(values) > 1 and key not in lists
     ]
     assert not twice
+
+
+def test_an_installed_package_has_the_unit_with_it():
+    wheel = pyproject()["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["force-include"] == {"systemd": "ingester/systemd"}
 
 
 # The example of the environment file.
