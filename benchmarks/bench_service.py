@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -50,6 +51,9 @@ FRESH_MARGIN = 15.0
 """Seconds beside poll and seal: X's index is 12 behind, the rest is ours."""
 SHORT, DEFAULTS = (2.0, 4.0, 120.0), (30.0, 60.0, 240.0)
 """Poll and seal as set, and how long to look, in seconds."""
+HEALTH_QUERIES, HEALTH_POLL, HEALTH_RATE, HEALTH_SECONDS = 10, 1.0, 1_000, 20.0
+HEALTH_LATE = 0.25
+"""Seconds: less than a hundredth of the default interval between two polls."""
 LONGEST_START, LONGEST_BACKLOG = 60.0, 1_800.0
 RULE = "python OR coffee OR football OR music OR climate"
 
@@ -262,6 +266,53 @@ class _Newest:
         return len(keys)
 
 
+# Whether being asked holds up asking.
+
+
+def health(world: World) -> Iterator[Found]:
+    """How late polls are, by the simulated X's own record, while nobody asks how it is and while a crowd does."""
+    rules = {f"nothing{number}": f"nobodysaysthis{number}" for number in range(HEALTH_QUERIES)}
+    with running_x_api(WorldSettings(tweets_per_second=1), NO_LIMIT, process=True) as x:
+        place = Place(world.directory / "health", x, world.s3, rules, poll=HEALTH_POLL)
+        with place.running() as process:
+            _until(process, process.has_asked_all, LONGEST_START)
+            _say(f"polls alone and under {HEALTH_RATE:,} requests a second, {HEALTH_SECONDS:.0f} s each ...")
+            time.sleep(SETTLE_SECONDS)
+            began, cpu = time.time(), process.cpu()
+            time.sleep(HEALTH_SECONDS)
+            between, alone = time.time(), process.cpu() - cpu
+            url = (place.spool / "http-address").read_text()
+            command = [sys.executable, "-m", "benchmarks.health_load", url, str(HEALTH_RATE), str(HEALTH_SECONDS)]
+            load = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+            ended, loaded = time.time(), process.cpu() - cpu - alone
+        asked = [x.asked_at(rule) for rule in rules.values()]
+    quiet, busy = _lateness(asked, began, between), _lateness(asked, between, ended)
+    yield Found(
+        f"how late polls are under {load['rate']:,.0f} requests a second",
+        f"median {1000 * statistics.median(busy):.0f} ms, p99 {1000 * _p99(busy):.0f} ms",
+        f"p99 {1000 * HEALTH_LATE:.0f} ms",
+        _p99(busy) <= HEALTH_LATE and load["rate"] >= 0.95 * HEALTH_RATE and not load["failed"],
+        f"without: median {1000 * statistics.median(quiet):.0f} ms, p99 {1000 * _p99(quiet):.0f} ms; {len(busy)} polls with, "
+        f"{len(quiet)} without; answers p99 {1000 * load['p99']:.0f} ms, {load['failed']} failed; CPU of the service "
+        f"{loaded / HEALTH_SECONDS:.0%} of a core with, {alone / HEALTH_SECONDS:.0%} without",
+    )
+
+
+def _lateness(asked: list[list[float]], began: float, ended: float) -> list[float]:
+    """Seconds behind each query's own beat, which is where its least late poll of the whole time stands."""
+    found = []
+    for times in asked:
+        seen = [at for at in times if at >= began - SETTLE_SECONDS / 2]
+        behind = [(at, (at - seen[0]) - round((at - seen[0]) / HEALTH_POLL) * HEALTH_POLL) for at in seen]
+        beat = min(late for _, late in behind)
+        found += [late - beat for at, late in behind if began <= at < ended]
+    return found
+
+
+def _p99(values: list[float]) -> float:
+    return sorted(values)[int(len(values) * 0.99)]
+
+
 # What serves all.
 
 
@@ -288,7 +339,7 @@ def _say(words: str, *, over: bool = False) -> None:
     click.echo(f"\r\x1b[K{words}" if sys.stderr.isatty() else words, nl=not over and bool(words), err=True)
 
 
-PARTS = ("resume", "memory", "idle", "scrape", "fresh")
+PARTS = ("resume", "memory", "idle", "scrape", "fresh", "health")
 
 
 def _parts(_context: click.Context, _parameter: click.Parameter, given: str) -> list[str]:
@@ -319,6 +370,7 @@ def main(parts: list[str], defaults: bool) -> None:
             "idle": lambda: idle(world),
             "scrape": lambda: scrape(world),
             "fresh": lambda: fresh(world, *(DEFAULTS if defaults else SHORT)),
+            "health": lambda: health(world),
         }
         click.echo(_machine(s3))
         click.echo("\n| what | figure | bound | verdict | |\n|---|---:|---:|---|---|")
