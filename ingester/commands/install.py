@@ -10,7 +10,7 @@ import click
 
 PROGRAM = "/opt/tweetlake/bin/tweetlake"
 """Where the unit, as it is shipped, expects the program."""
-HIDDEN = ("/home/", "/root/", "/run/user/")
+HIDDEN = {Path("/home"), Path("/root"), Path("/run/user")}
 """What ProtectHome=yes hides from the service."""
 GROWING_WAITS_SINCE = 254
 _GROWING_WAITS = """\
@@ -95,7 +95,7 @@ def _refuse_what_the_service_cannot_reach(root: Path, program: str) -> None:
         raise click.ClickException(f"{program}: systemd would split that path\n  fix: install into /opt/tweetlake")
     real = str((root / program.lstrip("/")).with_name("python").resolve())
     for path in (program, real):
-        if path.startswith(HIDDEN):
+        if HIDDEN & set(Path(path).parents):
             raise click.ClickException(
                 f"the service could not reach {path}: people's homes are hidden from it\n"
                 "  fix: make the environment outside of homes, from a Python outside of homes:"
