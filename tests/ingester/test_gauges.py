@@ -54,10 +54,10 @@ async def test_they_say_what_the_status_says(tmp_path):
 
 
 async def test_a_cap_of_all_and_a_querys_own_are_told_apart(tmp_path):
-    own, status = await after(3600, tmp_path / "own")
+    own, status = await after(600, tmp_path / "own")
     assert "query one.usd_per_day" in status["queries"][0]["problem"]
     assert (own["query_paused/one"], own["query_paused/two"], own["x_paused/budget"]) == (1, 0, 0)
-    common, _ = await after(3600, tmp_path / "common", budget={"usd_per_day": 0.5, "usd_per_month": None})
+    common, _ = await after(600, tmp_path / "common", budget={"usd_per_day": 0.5, "usd_per_month": None})
     assert (common["query_paused/two"], common["x_paused/budget"], common["x_paused/rate"]) == (0, 1, 0)
 
 
