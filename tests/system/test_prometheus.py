@@ -78,12 +78,12 @@ class Watched:
 @pytest.fixture(scope="module")
 def watched(server: RunningS3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     directory = tmp_path_factory.mktemp("watched")
-    world = WorldSettings(seed=7, tweets_per_second=0.5, backlog_hours=2)
+    world = WorldSettings(seed=7, tweets_per_second=0.5, backlog_hours=3)
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         for name, value in server.environment().items():
             patch.setenv(name, value)
-        place = stack.enter_context(new_places(server, directory, "watched"))(world=world, hours=2.0, seal=1.0)
+        place = stack.enter_context(new_places(server, directory, "watched"))(world=world, hours=3.0, seal=1.0)
         service = stack.enter_context(place.running())
         service.until((place.spool / "http-address").exists, 20)
         target = (place.spool / "http-address").read_text().removeprefix("http://")
@@ -101,9 +101,12 @@ def watched(server: RunningS3, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def tell_numbers(place: Place, text_file: Path) -> None:
-    """Compact, let X's own count of the last whole hour arrive, compact, and write the numbers."""
+    """Compact, let X's own count of a whole hour arrive, compact, and write the numbers.
+
+    Not of the last one: at the turn of an hour that may wait to be compacted once more.
+    """
     place.compact()
-    end = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    end = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=1)
     start = end - timedelta(hours=1)
     collected = {row["query"]: row["collected"] for row in place.lake.rows("completeness", ["query", "collected", "hour"])
                  if row["hour"] == start.hour}  # fmt: skip
