@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ingester.boot import Start, find_start, recover, spool_start
@@ -239,7 +240,7 @@ class Service:
         while True:
             late = self._pulse.late()
             for name in late.keys() - told:
-                self._telemetry.loop_hung(name, late[name])
+                self._telemetry.loop_hung(name, late[name], _where(name))
             told = set(late)
             if not late:
                 self._notifier.alive()
@@ -320,6 +321,20 @@ class Service:
         finally:
             for name in names:
                 loop.remove_signal_handler(name)
+
+
+def _where(name: str) -> str | None:
+    """The line of ours at which the task of this name waits, for whoever has to find out why; None if it cannot be told."""
+    task = next((task for task in asyncio.all_tasks() if task.get_name() == name), None)
+    waits: Any = task and task.get_coro()
+    place = None
+    while (frame := getattr(waits, "cr_frame", None)) is not None:
+        file = Path(frame.f_code.co_filename)
+        place = (
+            f"{file.name}:{frame.f_lineno} in {frame.f_code.co_name}" if file.parent == Path(__file__).parent else place
+        )
+        waits = waits.cr_await
+    return place
 
 
 async def _watch(name: str, loop: Awaitable[None], may_end: Callable[[], bool]) -> None:

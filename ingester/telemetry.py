@@ -104,8 +104,8 @@ class Telemetry:
     def died(self, reasons: list[str]) -> None:
         self._log.error("died", reasons=reasons)
 
-    def loop_hung(self, name: str, silent_seconds: float) -> None:
-        self._problem("loop_hung", f"{name} has made no progress for {silent_seconds:.0f} s", loop=name)
+    def loop_hung(self, name: str, silent_seconds: float, where: str | None) -> None:
+        self._problem("loop_hung", f"{name} has made no progress for {silent_seconds:.0f} s", loop=name, where=where)
 
     def state_found(self, where: str, sequence: int, queries: int) -> None:
         self._log.info("state_found", where=where, sequence=sequence, queries=queries)

@@ -228,11 +228,13 @@ async def test_one_loop_that_hangs_is_told_and_ends_the_signs_of_life(watched, m
     monkeypatch.setattr(owner, method, hangs)
     if name == "lease":
         monkeypatch.setattr("ingester.lease.within", lambda _clock, _seconds, call: call)
+    where = {"_ship": "uploader.py", "search": "poller.py", "live": "poller.py", "replace": "lease.py"}.get(method)
+    told = []
+    monkeypatch.setattr(it.run.telemetry, "loop_hung", lambda *what: told.append(what))
     longest = PATIENCE_SECONDS + it.configured.x.timeout_seconds + 120
     await it.hears_in(longest)
-    assert [
-        problem.detail.split(" has made")[0] for problem in it.run.telemetry.problems if problem.event == "loop_hung"
-    ] == [name]
+    assert [found[0] for found in told] == [name]
+    assert where is None or told[0][2].startswith(f"{where}:"), "the line where it waits"
     heard = await it.hears_in(60)
     assert "WATCHDOG=1" not in heard
     assert it.run.service._sentence(it.run.service._pulse.late()).startswith(f"hangs: {name}")
