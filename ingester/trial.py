@@ -95,6 +95,18 @@ def try_port(settings: Health) -> Finding:
         return Finding(subject, Outcome.BAD, f"cannot be listened on: {error}", fix)
 
 
+def try_reach(settings: Health, *, has_token: bool) -> Finding | None:
+    """Who else may ask how the service is? None when nobody but this machine."""
+    if not settings.is_open:
+        return None
+    subject = f"health.host {settings.host}"
+    if has_token:
+        fix = "see that the way there is encrypted, or bind it to 127.0.0.1 and come by ssh -L"
+        return Finding(subject, Outcome.NOTE, "other machines may reach it; the token goes there unencrypted", fix)
+    what = "whoever reaches it may read names, rules, figures and error texts: it is not loopback"
+    return Finding(subject, Outcome.NOTE, what, "bind it to 127.0.0.1 and come by ssh -L, or set health.token_file")
+
+
 def _answers(settings: Health) -> bool:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ingester.commands.common import with_config
-from schemas.settings import EXIT_CONFIG, Settings, SettingsError, XSecret, load, load_x_secret
+from schemas.settings import EXIT_CONFIG, Settings, SettingsError, XSecret, load, load_health_token, load_x_secret
 
 if TYPE_CHECKING:
     from ingester.trial import Finding
@@ -62,7 +62,11 @@ def _settings(config: Path | None) -> tuple[Settings, XSecret]:
         secret = load_x_secret(settings.x.bearer_token_file if settings else None)
     except SettingsError as error:
         problems += error.problems
-    if settings is None or secret is None:
+    try:
+        load_health_token(settings.health.token_file if settings else None)
+    except SettingsError as error:
+        problems += error.problems
+    if settings is None or secret is None or problems:
         for problem in problems:
             click.echo(str(problem))
         click.echo(f"\n{len(problems)} problem{'s' if len(problems) > 1 else ''}. Nothing was started.")
@@ -118,6 +122,9 @@ async def _trials(settings: Settings, secret: XSecret) -> AsyncIterator["Finding
     for finding in trial.try_spool(settings.spool):
         yield finding
     yield trial.try_port(settings.health)
+    has_token = load_health_token(settings.health.token_file) is not None
+    if (reach := trial.try_reach(settings.health, has_token=has_token)) is not None:
+        yield reach
     try:
         x = await XApi.open(secret, settings.x.base_url, SystemClock(), timeout_seconds=settings.x.timeout_seconds)
     except (Transient, NeedsOperator) as error:

@@ -11,10 +11,12 @@ from datetime import timedelta
 
 import aiohttp
 import pytest
+from click.testing import CliRunner
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
 from ingester.clock import SystemClock
+from ingester.commands.check import check
 from ingester.errors import NeedsOperator, Transient
 from ingester.health import HEADERS, HealthServer
 from ingester.page import CONTENT_SECURITY_POLICY
@@ -22,6 +24,7 @@ from ingester.pulse import Pulse
 from ingester.report import DISK_HANGS_AFTER, LOOK_SECONDS
 from ingester.spool import Spool
 from ingester.telemetry import Telemetry
+from ingester.trial import Outcome, try_reach
 from schemas.settings import Health, SettingsError, load_health_token
 from tests.ingester.simulation import MemoryStore, Run, SimulatedX, VirtualClock, settings
 from tests.ingester.states import STATES, in_state
@@ -52,8 +55,8 @@ async def test_whatever_is_not_well_has_a_reason_and_a_fix(tmp_path, name):
         status, health = place.status, place.run.service.report.health()
     assert status["healthy"] == (not broken(status)) == (not status["reasons"]) == (name in {"normal", "behind"})
     assert list(broken(status).values()) == status["reasons"] == health["reasons"]
-    for check in status["components"]:
-        assert (check["reason"] is None) == (check["fix"] is None) == check["ok"]
+    for each in status["components"]:
+        assert (each["reason"] is None) == (each["fix"] is None) == each["ok"]
     json.dumps(status)
 
 
@@ -407,6 +410,26 @@ async def test_to_listen_for_other_machines_is_told(token, says):
     assert TOKEN not in problem.detail
     async with serving(telemetry=(telemetry := Telemetry())):
         assert not telemetry.problems
+
+
+def test_check_notes_what_other_machines_may_reach():
+    assert try_reach(Health(), has_token=False) is None
+    found = try_reach(Health(host="0.0.0.0"), has_token=False)
+    assert (found.outcome, "not loopback" in found.what, "health.token_file" in found.fix) == (Outcome.NOTE, True, True)
+    found = try_reach(Health(host="0.0.0.0"), has_token=True)
+    assert (found.outcome, "unencrypted" in found.what) == (Outcome.NOTE, True)
+
+
+def test_check_tells_a_token_that_cannot_be_used_with_the_other_problems(tmp_path, monkeypatch):
+    config = tmp_path / "tweetlake.toml"
+    missing = tmp_path / "none"
+    config.write_text(
+        f'[lake]\nbucket = "lake-bucket"\n[[query]]\nname = "one"\nrule = "python"\n[health]\ntoken_file = "{missing}"\n'
+    )
+    monkeypatch.setenv("X_BEARER_TOKEN", "of-x")
+    result = CliRunner().invoke(check, ["--config", str(config), "--offline"])
+    assert result.exit_code == 78
+    assert "health.token_file" in result.output
 
 
 def test_the_token_comes_from_its_file_or_from_systemd(tmp_path):

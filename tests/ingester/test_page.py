@@ -12,6 +12,7 @@ from ingester.page import CONTENT_SECURITY_POLICY, render
 from ingester.page.advice import ADVICE, FOLLOWS
 from ingester.page.charts import HEIGHT, WIDTH, Series, chart
 from ingester.page.markup import VOID, Html, el
+from ingester.page.verdict import of_query, verdict
 from ingester.page.words import UNKNOWN, ago, count, percent, size, span, usd
 from ingester.report import HOLD_FIXES, REFUSALS
 from tests.house.checkout import text
@@ -142,6 +143,31 @@ async def test_a_hundred_queries_that_wait_for_one_thing_are_one_line(tmp_path):
     found = Parsed(render(status)).text
     assert "103 queries get no pages because of it: python, coffee-and-tea, climate, q0" in found
     assert "and 93 more" in found
+
+
+@pytest.mark.parametrize(
+    ("kind", "level", "word"),
+    [
+        ("loop", "bad", "A part of the service hangs"),
+        ("s3", "attention", "Collecting, with something to mend"),
+        ("clock", "attention", "Collecting, with something to mend"),
+        ("query", "bad", "Collecting in part"),
+    ],
+)
+async def test_what_is_not_well_decides_the_verdict(tmp_path, kind, level, word):
+    async with in_state("normal", tmp_path) as place:
+        status = place.status
+    check = {"name": kind, "kind": kind, "ok": False, "reason": "so", "fix": "mend it"}
+    found = verdict({**status, "components": [*status["components"], check]})
+    assert (found.level, found.word) == (level, word)
+
+
+async def test_a_query_at_its_own_cap_says_so_rather_than_late(tmp_path):
+    async with in_state("normal", tmp_path) as place:
+        status = place.status
+    query = status["queries"][0] | {"late_seconds": 900.0, "problem": "query python.usd_per_day is $1, $1.00 is booked"}
+    assert of_query(query, status).word == "own cap reached"
+    assert of_query(query | {"problem": "400: no"}, status).word == "late"
 
 
 # Markup.
