@@ -57,9 +57,7 @@ class Reconciliation:
             return
 
     async def _compare(self) -> None:
-        answer = await ask_aside(
-            self._gate, self._telemetry, USAGE, lambda: self._source.usage(DAYS), beat=self._beat
-        )
+        answer = await ask_aside(self._gate, self._telemetry, USAGE, lambda: self._source.usage(DAYS), beat=self._beat)
         if answer is None:
             return
         counted = posts_by_day(answer.body)

@@ -169,7 +169,7 @@ def test_the_health_endpoints_tell_the_truth(place):
             check=False, env=place.environment | {"COLUMNS": "200"},
         )  # fmt: skip
         assert shown.returncode == 0
-        assert "collecting" in shown.stdout
+        assert "Collecting" in shown.stdout
         assert all(name in shown.stdout for name in RULES)
         place.x.set_faults({"kind": "credits_402"})
         service.until(lambda: place.get("/healthz")[0] == 503, 30)
