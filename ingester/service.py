@@ -255,7 +255,11 @@ class Service:
             return f"hangs: {names} made no progress for too long; a restart goes on where it stopped"
         if not self._started.is_set():
             return "starts: looks at what the spool holds"
-        return in_a_sentence(self.report.status(), is_ready=self.report.readiness()["ready"])
+        try:
+            return in_a_sentence(self.report.status(), is_ready=self.report.readiness()["ready"])
+        except Exception as error:  # noqa: BLE001 - what tells must not end what collects
+            self._telemetry.answering_failed("STATUS", repr(error))
+            return "runs; what it does cannot be told: see answering_failed in the journal"
 
     # Stop.
 

@@ -129,6 +129,21 @@ async def test_it_is_ready_once_collects_in_words_and_says_when_it_stops(watched
     assert not [word for word in heard[2:] if word.startswith("STATUS=")]
 
 
+async def test_what_cannot_tell_how_it_goes_does_not_end_what_collects(watched, monkeypatch):
+    it = watched()
+    it.begin()
+    await it.hears_in(60)
+
+    def broken():
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(it.run.service.report, "status", broken)
+    heard = await it.hears_in(60)
+    assert "WATCHDOG=1" in heard
+    assert any("answering_failed" in word for word in heard)
+    assert "answering_failed" in it.run.told()
+
+
 def s3_is_down(it, _patch):
     it.store.faults = [lambda _verb, _key: Transient("503")]
 
