@@ -370,7 +370,7 @@ class Run:
 
     def told(self) -> list[str]:
         """The problems told so far, by event."""
-        return [problem.event for problem in self.telemetry.problems]
+        return [problem.event for problem in self.telemetry.problems for _ in range(problem.times)]
 
 
 async def live(

@@ -42,7 +42,7 @@ class Machine:
         return self.lease.standing is Standing.OURS
 
     def told(self):
-        return [problem.event for problem in self.telemetry.problems]
+        return [problem.event for problem in self.telemetry.problems for _ in range(problem.times)]
 
 
 @pytest.fixture

@@ -145,7 +145,8 @@ def put_keys(proxy):
 
 
 def told(telemetry, event):
-    return [problem.detail for problem in telemetry.problems if problem.event == event]
+    found = (problem for problem in telemetry.problems if problem.event == event)
+    return [problem.detail for problem in found for _ in range(problem.times)]
 
 
 async def test_what_is_stored_is_forgotten_but_for_the_newest_and_carries_what_is_known_of_it(
