@@ -26,12 +26,15 @@ help: ## list these commands
 demo: $(READY) ## collect from a simulated X into a local lake and look at the table; no account needed
 	@$(BIN)/python -m sandbox demo $(ARGS)
 
-test: $(READY) ## every test; ARGS="tests/house -k fence" runs some
-	@$(BIN)/python -m pytest $(or $(ARGS),--numprocesses=auto --maxprocesses=4 --dist=loadscope --no-loadscope-reorder)
+# One process more than cores: the scenarios, which are in one of them, wait more than they compute.
+DEAL := --dist=loadscope --no-loadscope-reorder --maxprocesses=5 --numprocesses
 
-test-system: $(READY) ## the DAGs in a whole Airflow on PostgreSQL, disks that fill up; installs PostgreSQL if root and missing
+test: $(READY) ## every test; ARGS="tests/house -k fence" runs some
+	@$(BIN)/python -m pytest $(or $(ARGS),$(DEAL) $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+
+test-system: $(READY) ## a booted systemd, Airflow on PostgreSQL, Prometheus, a browser, full disks; installs what is missing, as root
 	@.ci/system-packages
-	@$(BIN)/python -m pytest tests/system $(ARGS)
+	@$(BIN)/python -m pytest $(or $(ARGS),tests/system $(DEAL) 2)
 
 soak: $(READY) ## kill real ingesters while X and S3 fail, for 10 minutes; ARGS="--minutes 3" and more, see docs/soak.md
 	@$(BIN)/python -m sandbox soak $(ARGS)

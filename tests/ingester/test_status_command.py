@@ -96,7 +96,9 @@ async def test_a_service_that_just_began(tmp_path, clock, x, store):
 
 async def test_nothing_that_a_terminal_would_obey_is_printed(tmp_path, clock, x, store):
     status = await status_after(200, tmp_path, clock, x, store)
-    status["problems"] = [{"at": status["now"], "event": "request_refused", "detail": "\x1b[2J\x07[red]bad[/]\nline", "times": 2}]
+    status["problems"] = [
+        {"at": status["now"], "event": "request_refused", "detail": "\x1b[2J\x07[red]bad[/]\nline", "times": 2}
+    ]
     text = words(status)
     assert "\x1b" not in text
     assert "\x07" not in text
