@@ -10,6 +10,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 import structlog
@@ -20,6 +21,14 @@ _MOST_KNOWN = 500
 """Different warnings that are remembered."""
 _CHANGING = frozenset({"timestamp", "level", "wait_seconds", "until"})
 """What differs between two lines that say the same."""
+_ENDS: Mapping[str, frozenset[str]] = {
+    "asking_resumed": frozenset({"asking_paused"}),
+    "page_stored": frozenset({"request_failed", "request_refused", "page_problem", "query_paused"}),
+    "shipped": frozenset({"upload_failed", "upload_paused"}),
+    "lease_taken": frozenset({"lease_waiting", "lease_lost", "lease_unreachable"}),
+    "state_found": frozenset({"state_unreachable"}),
+}
+"""What shows that a trouble is over; of the same query, if it is one of a query. If it comes back, it is another one."""
 _PRIORITIES = {"critical": 2, "error": 3, "warning": 4, "info": 6}
 """syslog's; sd-daemon(3) has how they stand in front of a line."""
 
@@ -54,27 +63,47 @@ def is_journal(stream: TextIO, environment: Mapping[str, str]) -> bool:
     return environment.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
+@dataclass(slots=True)
+class _Warning:
+    """One that was written."""
+
+    event: str
+    query: str | None
+    written: float
+    dropped: int = 0
+    """How often it was met since."""
+
+
 class Repetition:
-    """Drops a warning that was written lately; the next that is written tells how many were not, as `repeated`."""
+    """Drops a warning that was written lately and is not over; the next that is written tells how many were not, as
+    `repeated`.
+    """
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
-        self._written: OrderedDict[str, tuple[float, int]] = OrderedDict()
-        """When each was written last, and how often it was dropped since."""
+        self._known: OrderedDict[str, _Warning] = OrderedDict()
 
     def __call__(self, _logger: Any, _name: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         if line.get("level") != "warning":
+            self._end(line)
             return line
         said = repr(sorted((key, value) for key, value in line.items() if key not in _CHANGING))
-        now = self._monotonic()
-        written, dropped = self._written.pop(said, (None, 0))
-        if written is not None and now - written < REPEAT_SECONDS:
-            self._written[said] = (written, dropped + 1)
+        now, known = self._monotonic(), self._known.get(said)
+        if known is not None and now - known.written < REPEAT_SECONDS:
+            known.dropped += 1
             raise structlog.DropEvent
-        self._written[said] = (now, 0)
-        if len(self._written) > _MOST_KNOWN:
-            self._written.popitem(last=False)
-        return {**line, "repeated": dropped} if dropped else line
+        self._known[said] = _Warning(str(line.get("event")), line.get("query"), now)
+        self._known.move_to_end(said)
+        if len(self._known) > _MOST_KNOWN:
+            self._known.popitem(last=False)
+        return {**line, "repeated": known.dropped} if known is not None and known.dropped else line
+
+    def _end(self, line: Mapping[str, Any]) -> None:
+        if (over := _ENDS.get(str(line.get("event")))) is None:
+            return
+        for said, known in list(self._known.items()):
+            if known.event in over and known.query in {None, line.get("query")}:
+                del self._known[said]
 
 
 class _Prioritised:

@@ -9,6 +9,7 @@ import sys
 import pytest
 import structlog
 
+from ingester import logs
 from ingester.logs import REPEAT_SECONDS, Repetition, configure_logging, is_journal
 from ingester.telemetry import Telemetry
 
@@ -62,6 +63,25 @@ def test_another_detail_query_or_event_is_another_warning(written):
     assert written(detail="403") is None
 
 
+def test_what_was_over_and_comes_back_is_written_again(written):
+    assert written("request_failed", query="one", detail="reset")
+    assert written("request_failed", query="two", detail="reset")
+    assert written("page_stored", "info", query="one")
+    assert written("request_failed", query="one", detail="reset")
+    assert written("request_failed", query="two", detail="reset") is None
+    assert written("asking_paused", detail="402")
+    assert written("page_stored", "info", query="one")
+    assert written("asking_paused", detail="402") is None
+    assert written("asking_resumed", "info")
+    assert written("asking_paused", detail="402")
+
+
+def test_every_event_that_ends_or_is_ended_is_one_of_the_service():
+    told = {name for name in vars(Telemetry) if not name.startswith("_")}
+    assert logs._ENDS.keys() <= told
+    assert {event for ended in logs._ENDS.values() for event in ended} <= told
+
+
 @pytest.mark.parametrize("level", ["info", "error"])
 def test_only_warnings_are_held_back(written, level):
     assert written("shipped", level)
@@ -85,6 +105,7 @@ def test_the_journal_is_known_by_device_and_inode(tmp_path):
 
 
 PROGRAM = """
+from ingester import logs
 from ingester.logs import configure_logging
 from ingester.telemetry import Telemetry
 configure_logging()
