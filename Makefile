@@ -26,11 +26,10 @@ help: ## list these commands
 demo: $(READY) ## collect from a simulated X into a local lake and look at the table; no account needed
 	@$(BIN)/python -m sandbox demo $(ARGS)
 
-# One process more than cores: the scenarios, which are in one of them, wait more than they compute.
-DEAL := --dist=loadscope --no-loadscope-reorder --maxprocesses=5 --numprocesses
+DEAL := --dist=loadscope --no-loadscope-reorder --maxprocesses=4 --numprocesses
 
 test: $(READY) ## every test; ARGS="tests/house -k fence" runs some
-	@$(BIN)/python -m pytest $(or $(ARGS),$(DEAL) $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+	@$(BIN)/python -m pytest $(or $(ARGS),$(DEAL) auto)
 
 test-system: $(READY) ## a booted systemd, Airflow on PostgreSQL, Prometheus, a browser, full disks; installs what is missing, as root
 	@.ci/system-packages

@@ -125,7 +125,7 @@ def keys_that_are_taken_already(trouble):
 def test_a_key_that_is_taken_is_compared_until_s3_tells_what_lies_there(ended):
     trouble = ended(keys_that_are_taken_already)
     check(trouble)
-    assert trouble.place.problems()["upload_failed"] >= 8, "a lost answer and a lost look, four times"
+    assert trouble.place.problems()["upload_failed"] >= 6, "a lost answer and a lost look, four times, alike ones once"
     assert not list(trouble.place.spool.glob("quarantine/*.avro"))
 
 
