@@ -137,7 +137,7 @@ async def _serve(settings: Settings) -> int:
             notifier=Notifier.from_environment(os.environ, os.getpid()),
         )
         report = service.report
-        await report.look()  # in a thread; from here on no answer has to ask the disk
+        looking = asyncio.ensure_future(report.look())  # in a thread, beside the rest of a start
         server = HealthServer(
             status=report.status,
             readiness=report.readiness,
@@ -159,6 +159,7 @@ async def _serve(settings: Settings) -> int:
             beside = address.with_suffix(".tmp")
             beside.write_text(url)
             beside.replace(address)  # whoever reads it finds a whole one
+        await looking  # from here on no answer has to ask the disk
         telemetry.started(version=version("tweetlake"), spool=str(settings.spool.directory), url=url)
         await service.run({"health": server.run(), "watch": report.watch()})
     except (TweetlakeError, BaseExceptionGroup) as error:

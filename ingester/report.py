@@ -99,9 +99,10 @@ class Report:
     # Looking at the disk.
 
     async def watch(self) -> None:
-        """Look at the spool every few seconds and keep the history. Ends only by cancellation."""
-        while True:
+        """Keep the history and look at the spool every few seconds. Ends only by cancellation."""
+        if self._seen is None:
             await self.look()
+        while True:
             lags = [lag for query in self._queries() if (lag := query["covered_lag_seconds"]) is not None]
             self.history.note(
                 self._clock.now(),
@@ -111,6 +112,7 @@ class Report:
                 spool_bytes=self._contents().used_bytes,
             )
             await self._clock.sleep(LOOK_SECONDS)
+            await self.look()
 
     async def look(self) -> None:
         """Look at the spool in a thread: a disk that hangs holds up nobody."""
