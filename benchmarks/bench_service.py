@@ -52,7 +52,7 @@ FRESH_MARGIN = 15.0
 SHORT, DEFAULTS = (2.0, 4.0, 120.0), (30.0, 60.0, 240.0)
 """Poll and seal as set, and how long to look, in seconds."""
 HEALTH_QUERIES, HEALTH_POLL, HEALTH_RATE, HEALTH_SECONDS = 10, 1.0, 1_000, 20.0
-HEALTH_LATE = 0.25
+HEALTH_LATE = 0.1
 """Seconds: less than a hundredth of the default interval between two polls."""
 LONGEST_START, LONGEST_BACKLOG = 60.0, 1_800.0
 RULE = "python OR coffee OR football OR music OR climate"
