@@ -178,6 +178,13 @@ class Place:
         """Every problem event in the log, and how often it came."""
         return Counter(line["event"] for line in self.lines() if line["level"] == "warning" and "detail" in line)
 
+    def met(self, event: str) -> int:
+        """How often the running service has met a problem, written or not, by its own count."""
+        found = re.search(
+            rf'^tweetlake_problems_total{{event="{event}"}} (\S+)$', self.get("/metrics")[1], re.MULTILINE
+        )
+        return int(float(found[1])) if found else 0
+
     # The lake.
 
     def compact(self) -> HourSummary:
