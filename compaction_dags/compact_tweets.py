@@ -1,5 +1,6 @@
 """The DAG `compact_tweets`: when, how often and in what order raw hours are compacted. The work is compaction's."""
 
+import os
 from datetime import UTC, datetime, timedelta
 
 from airflow.sdk import CronTriggerTimetable, Param, TriggerRule, dag, get_current_context, task
@@ -7,8 +8,8 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from compaction_dags import steps
 
-HOURS_AT_ONCE = 2
-"""Mapped tasks of one run at the same time: each needs up to a core and half a gigabyte."""
+HOURS_AT_ONCE = int(os.environ.get("TWEETLAKE_HOURS_AT_ONCE", "2"))
+"""Mapped tasks of one run at the same time: each needs up to a core and half a gigabyte. With more workers, more."""
 
 
 @dag(

@@ -71,6 +71,13 @@ def test_what_is_mapped_is_bounded_at_once(facts: DagFacts) -> None:
     assert all(0 < (task.at_once or 0) <= 2 for task in facts.tasks.values() if task.mapped)
 
 
+def test_where_there_are_more_workers_a_run_may_take_more_hours_at_once(tmp_path: Path) -> None:
+    code = "from compaction_dags.compact_tweets import HOURS_AT_ONCE; print(HOURS_AT_ONCE)"
+    environment = airflow_environment(tmp_path, tmp_path / "none.toml") | {"TWEETLAKE_HOURS_AT_ONCE": "8"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "8"
+
+
 def test_only_what_waiting_can_heal_is_tried_again(loading: Laboratory, facts: DagFacts, dag_id: str) -> None:
     for task in facts.tasks:
         decisions = loading(laboratory.decisions_on_errors, dag_id, task)
