@@ -119,6 +119,9 @@ class Lake(_Section):
     endpoint_url: Url = Field("", description="Empty: AWS.")
     region: str = "us-east-1"
     lease_seconds: float = Field(20.0, ge=0, le=3_600, description="A second ingester waits three of these; 0: off.")
+    raw_days: int = Field(
+        0, ge=0, le=36_500, description="After so many days a rule of the bucket deletes raw; 0: it never does."
+    )
 
 
 class Budget(_Section):

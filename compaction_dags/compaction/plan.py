@@ -33,11 +33,11 @@ def find_stale(lake: Lake, consumed: CuratedTable, *, now: datetime, include_ope
     days = {day.isoformat() for day in _days_back(now)}
     known = _consumed(consumed, lambda partition: full or partition.date in days)
     listed = _listed(lake, lake.days() if full else _days_back(now))  # after that, for the same reason as in list_hour
-    current = RawHour.of(now)
+    current, forgotten = RawHour.of(now), _forgotten_before(lake, now)
     closed_since = _closed_since(lake, [hour for hour, before in known.items() if before.is_provisional], listed)
     stale, refused = [], {}
     for hour in sorted(listed.keys() | known.keys()):
-        if hour >= current and not include_open:
+        if (hour >= current and not include_open) or hour < forgotten:
             continue
         present = {found.identity for found in listed.get(hour, ())}
         before = known[hour].microbatches if hour in known else set()
@@ -47,6 +47,12 @@ def find_stale(lake: Lake, consumed: CuratedTable, *, now: datetime, include_ope
         elif present != before or hour in closed_since:
             stale.append(hour)
     return Plan(tuple(stale), refused)
+
+
+def _forgotten_before(lake: Lake, now: datetime) -> RawHour:
+    """The first raw hour of which the bucket keeps all: of an older one it may have deleted some or all by now."""
+    kept = lake.settings.raw_days
+    return RawHour.of(now - timedelta(days=kept)) if kept else RawHour(datetime.min.replace(tzinfo=UTC))
 
 
 def list_hour(lake: Lake, hour: RawHour, consumed: CuratedTable) -> list[RawObject]:

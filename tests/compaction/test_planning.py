@@ -95,6 +95,21 @@ def test_an_hour_whose_raw_is_gone_is_refused_with_its_keys_and_holds_up_no_othe
     }, "only the other hour's rows came"  # fmt: skip
 
 
+def test_raw_that_a_rule_of_the_bucket_deleted_is_not_missed(place: Place) -> None:
+    ages = {days: place.ship_tweets([days], NOW - hours(24 * days)) for days in (29, 31, 40)}
+    place.compact()
+    for days in (29, 40):
+        place.s3.client().delete_object(Bucket=place.s3.bucket, Key=ages[days])
+    assert stale(place, full=True) == ["2026-10-11T14", "2026-10-22T14"], (
+        "unless it is told of the rule, it misses both"
+    )
+    settings = place.settings()
+    told = settings.model_copy(update={"lake": settings.lake.model_copy(update={"raw_days": 30})})
+    assert job.plan_hours(told, include_open=False, now=NOW, full=True) == ["2026-10-22T14"], "no rule deletes that yet"
+    place.ship_tweets([1], NOW - hours(24 * 31))
+    assert job.plan_hours(told, include_open=False, now=NOW, full=True) == ["2026-10-22T14"], "half an hour is no hour"
+
+
 def test_an_object_that_is_not_the_one_that_was_consumed_is_missing(place: Place) -> None:
     key = place.ship_tweets([1])
     place.compact()
