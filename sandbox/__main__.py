@@ -182,7 +182,7 @@ def demo(directory: Path, hours: float, rate: float, live_seconds: float, seed: 
     type=click.FloatRange(min=0),
     default=5.0,
     show_default=True,
-    help="Seconds between two kills of a collector, about; 0: none.",
+    help="Seconds from a collector's first search to its kill, about; 0: none.",
 )
 @click.option(
     "--faults", type=click.Choice(["on", "off"]), default="on", show_default=True, help="Failures of X and S3."

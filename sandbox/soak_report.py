@@ -23,7 +23,7 @@ class Asked:
     minutes: float | None = 10.0
     kills: int | None = None
     kill_every: float = 5.0
-    """0: never."""
+    """Seconds from a process's first search to its kill, about; 0: never."""
     faults: bool = True
     collectors: int = 2
     seed: int = 1
@@ -40,7 +40,7 @@ class Asked:
 
     def __str__(self) -> str:
         until = f"{self.kills} kills" if self.kills else f"{self.minutes:g} minutes"
-        kills = f"a SIGKILL about every {self.kill_every:g} s each" if self.kill_every else "no kills"
+        kills = f"a SIGKILL about {self.kill_every:g} s after each first search" if self.kill_every else "no kills"
         faults = "faults of X and S3 on" if self.faults else "no faults"
         return (
             f"{self.collectors} collectors for {until}, {kills}, {faults}; {self.tweets_per_second:g} posts/s in X's world, "

@@ -16,7 +16,8 @@ def lane(tmp_path, monkeypatch):
     monkeypatch.setattr(soak, "_SETTINGS", "[x]\nbase_url = 17\n")
     monkeypatch.setattr(soak, "RESTART_SECONDS", 0.0)
     s3 = RunningS3("seaweedfs", "http://127.0.0.1:9", "lake", None, None)
-    return soak.Lane(0, Asked(), tmp_path, SimpleNamespace(url="", token="t", asked_at=lambda _rule: []), s3)
+    x = SimpleNamespace(url="", token="t", asked_at=lambda _rule: [], stats=lambda: {"per_rule": {}})
+    return soak.Lane(0, Asked(), tmp_path, x, s3)
 
 
 def test_a_process_that_ends_by_itself_is_told_and_not_started_for_ever(lane):

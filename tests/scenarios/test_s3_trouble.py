@@ -102,12 +102,13 @@ def uploads_that_fail(trouble):
     with trouble.place.running() as service:
         trouble.strikes(service, *(S3Fault(kind, "put", RAW) for kind in kinds), S3Fault("hang", "put", RAW, seconds=2))
         service.settles()
+        trouble.failed_uploads = trouble.place.met("upload_failed")
 
 
 def test_an_upload_that_failed_is_tried_again(ended):
     trouble = ended(uploads_that_fail)
     check(trouble)
-    assert trouble.place.problems()["upload_failed"] >= 8
+    assert trouble.failed_uploads >= 8
     assert not list(trouble.place.spool.glob("quarantine/*.avro"))
 
 
