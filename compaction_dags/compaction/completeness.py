@@ -77,15 +77,22 @@ class Ledger:
 
     def make(self, present: Present) -> Mapping[Partition, Sequence[LocalFile]]:
         """The new files of these hours, all at once."""
-        snapshot = self._tweets.open()
-        columns = ["matched_queries"]
-        collected = dict(self._tweets.read_many(snapshot, present, columns)) if snapshot is not None else {}
+        collected = self._collected(present)
         made = {}
         for partition, files in present.items():
-            rows = self._rows(partition, files, _times_matched(collected.get(partition)))
+            rows = self._rows(partition, files, collected[partition])
             table = pa.Table.from_pylist(rows, schema=self._completeness.file_schema)
             made[partition] = write_file(self._completeness.name, [table], self._work)
         return made
+
+    def _collected(self, partitions: Iterable[Partition]) -> dict[Partition, Counter[str]]:
+        """How many tweets of each hour each query matched, as the table `tweets` is now."""
+        collected = {partition: Counter[str]() for partition in partitions}
+        if (snapshot := self._tweets.open()) is not None:
+            files = [file for partition in collected for file in snapshot.of(partition)]
+            for file, matched in self._tweets.of_each(files, ["matched_queries"], _times_matched):
+                collected[file.partition] += matched
+        return collected
 
     def _rows(self, partition: Partition, files: Sequence[DataFile], collected: Counter[str]) -> list[dict[str, Any]]:
         before = {row["query"]: row for row in self._completeness.read(files).to_pylist()}
@@ -125,10 +132,8 @@ class Ledger:
         }
 
 
-def _times_matched(tweets: pa.Table | None) -> Counter[str]:
+def _times_matched(tweets: pa.Table) -> Counter[str]:
     """How many tweets each query matched."""
-    if tweets is None:
-        return Counter()
     counts = pc.list_flatten(tweets["matched_queries"]).value_counts()
     return Counter(dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)))
 

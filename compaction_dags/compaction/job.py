@@ -321,12 +321,14 @@ class _Hour:
         if (snapshot := table.open()) is None:
             return set()
         likely = [
-            event_hour
+            file
             for event_hour, files in snapshot.files.items()
-            if event_hour not in self._event_hours and any(file.may_come_from(prefix) for file in files)
+            if event_hour not in self._event_hours
+            for file in files
+            if file.may_come_from(prefix)
         ]
-        rows = table.read_many(snapshot, likely, ["raw_key"])
-        return {event_hour for event_hour, keys in rows if pc.any(pc.starts_with(keys["raw_key"], prefix)).as_py()}
+        found = table.of_each(likely, ["raw_key"], lambda rows: pc.any(pc.starts_with(rows["raw_key"], prefix)).as_py())
+        return {file.partition for file, comes_from_it in found if comes_from_it}
 
     # What was collected, and what was not.
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -145,6 +145,8 @@ class Change:
         return sum(file.rows for file in self.new)
 
 
+Made = TypeVar("Made")
+
 Present = Mapping[Partition, tuple[DataFile, ...]]
 """Partitions and the files they have."""
 
@@ -221,6 +223,15 @@ class CuratedTable:
         with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
             tables = pool.map(lambda partition: self.read(snapshot.of(partition), columns), wanted)
             yield from zip(wanted, tables, strict=True)
+
+    def of_each(
+        self, files: Iterable[DataFile], columns: Sequence[str], what: Callable[[pa.Table], Made]
+    ) -> Iterator[tuple[DataFile, Made]]:
+        """What is made of the rows of each file, several being fetched at once: all of them need not fit into memory."""
+        wanted = list(files)
+        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+            made = pool.map(lambda file: what(self.read([file], columns)), wanted)
+            yield from zip(wanted, made, strict=True)
 
     # Writing.
 
