@@ -18,7 +18,8 @@ export PYTHON
 COMPILE := $(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --no-annotate \
            --python-version 3.11 $(if $(UPGRADE),--upgrade)
 
-.PHONY: help demo test test-system soak check format lock bench-ingest bench-compaction bench-service environment clean
+.PHONY: help demo test test-system test-deploy soak check format lock release bench-ingest bench-compaction bench-service \
+        environment clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -34,6 +35,10 @@ test: $(READY) ## every test; ARGS="tests/house -k fence" runs some
 test-system: $(READY) ## a booted systemd, Airflow on PostgreSQL, Prometheus, a browser, full disks; installs what is missing, as root
 	@.ci/system-packages
 	@$(BIN)/python -m pytest $(or $(ARGS),tests/system $(DEAL) 2)
+
+test-deploy: $(READY) ## a booted machine, prepared, upgraded and put back as on AWS, in 10 minutes; installs what is missing, as root
+	@.ci/system-packages nftables python3-venv
+	@$(BIN)/python -m pytest $(or $(ARGS),tests/deploy/test_machine.py)
 
 soak: $(READY) ## kill real ingesters while X and S3 fail, for 10 minutes; ARGS="--minutes 3" and more, see docs/soak.md
 	@$(BIN)/python -m sandbox soak $(ARGS)
@@ -63,6 +68,9 @@ lock: $(READY) ## write requirements/*.lock from pyproject.toml; UPGRADE=1 takes
 	  $(COMPILE) pyproject.toml --extra $$extra -o requirements/$$extra.lock; \
 	done
 	@wc -l requirements/*.lock
+
+release: $(READY) ## the one file that a machine is installed from, into dist/
+	@$(BIN)/python -m deploy.release
 
 environment: $(READY) ## make .venv and stop there
 	@echo "$(VENV) is ready: $$($(BIN)/python --version)"

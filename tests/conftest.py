@@ -1,7 +1,5 @@
 """How tests are dealt to the processes of a run: a file at a time, and what waits more than it computes in one of them."""
 
-from pathlib import Path
-
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
@@ -9,10 +7,15 @@ TOGETHER = ("scenarios", "dags")
 """Packages that start servers for all their files: a second process would start them a second time."""
 
 
+ONLY_WHEN_NAMED = ("tests/system", "tests/deploy/test_machine.py")
+"""They need root, and programs of Debian."""
+
+
 def pytest_ignore_collect(collection_path, config):
-    """tests/system only when it is named: it needs PostgreSQL and root."""
-    named = any("system" in Path(argument).parts for argument in config.args)
-    return True if collection_path == config.rootpath / "tests/system" and not named else None
+    for place in ONLY_WHEN_NAMED:
+        if collection_path == config.rootpath / place and not any(place in argument for argument in config.args):
+            return True
+    return None
 
 
 class ByFile(LoadScopeScheduling):

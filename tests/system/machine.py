@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,8 @@ class Machine:
     root: Path
     init: int
     """Its systemd's process."""
+    nspawn: "subprocess.Popen[bytes]"
+    console: Path
 
     def run(self, *command: str | Path, check: bool = True, seconds: float = 60.0) -> str:
         """Run a command in it as root; what it printed, errors too."""
@@ -68,6 +70,17 @@ class Machine:
         """What a unit, and systemd about it, has said."""
         return self.run("journalctl", "--unit", unit, "--no-pager", *options).splitlines()
 
+    def reboot(self) -> None:
+        """Shut it down in good order and boot it again, with the same disk; returns once it has booted."""
+        before = self.init
+        self.run("systemctl", "reboot", check=False)
+        self.init = _init(self.nspawn, self.console, other_than=before)
+        self.booted()
+
+    def booted(self, seconds: float = _BOOT_SECONDS) -> str:
+        """Wait until all that starts at boot has started; what systemd says of the whole."""
+        return self.run("systemctl", "is-system-running", "--wait", check=False, seconds=seconds).strip()
+
     @contextlib.contextmanager
     def network(self) -> Iterator[None]:
         """Sockets that this thread makes in the block, and processes that it starts, have the machine's network."""
@@ -81,8 +94,18 @@ class Machine:
 
 
 @contextlib.contextmanager
-def booted() -> Iterator[Machine]:
-    """A machine for as long as the block lasts. One at a time: nspawn's cgroups have fixed names."""
+def booted(
+    prepare: Callable[[Path], None] | None = None,
+    binds: Mapping[Path, Path] | None = None,
+    network: str | None = None,
+    disk: Path | None = None,
+) -> Iterator[Machine]:
+    """A machine for as long as the block lasts. One at a time: nspawn's cgroups have fixed names.
+
+    By default this checkout is installed in it. Else `prepare` gets its file system before it boots, and of this machine
+    only `binds` are seen in it, read-only. `network` is the name of a network namespace that outlives a reboot; `disk` is a
+    block device that it knows as /dev/sdf.
+    """
     if os.geteuid() != 0:
         pytest.fail("booting a machine needs root: run `make test-system` as root")
     with contextlib.ExitStack() as stack:
@@ -90,8 +113,36 @@ def booted() -> Iterator[Machine]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tweetlake-machine-", dir=_memory())))
         root = stack.enter_context(_overlay(place))
-        _install_program(root)
-        yield stack.enter_context(_running(root, place / "console.log"))
+        (prepare or _install_program)(root)
+        seen = _binds() if binds is None else binds
+        yield stack.enter_context(_running(root, place / "console.log", seen, network, disk))
+
+
+@contextlib.contextmanager
+def network_of_its_own(*addresses: str) -> Iterator[str]:
+    """The name of a network that has a loopback and nothing else; these addresses lead to it too."""
+    name = f"tweetlake-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+        for address in addresses:
+            subprocess.run(["ip", "-n", name, "address", "add", address, "dev", "lo"], check=True)
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
+@contextlib.contextmanager
+def empty_disk(megabytes: int) -> Iterator[Path]:
+    """A block device, in memory."""
+    with tempfile.NamedTemporaryFile(prefix="tweetlake-disk-", dir=_memory()) as file:
+        file.truncate(megabytes << 20)
+        told = subprocess.run(["losetup", "--find", "--show", file.name], check=True, capture_output=True, text=True)
+        device = Path(told.stdout.strip())
+        try:
+            yield device
+        finally:
+            subprocess.run(["losetup", "--detach", device], check=True)
 
 
 def _memory() -> str | None:
@@ -145,32 +196,43 @@ def _binds() -> dict[Path, Path]:
 
 
 @contextlib.contextmanager
-def _running(root: Path, console: Path) -> Iterator[Machine]:
+def _running(
+    root: Path, console: Path, binds: Mapping[Path, Path], network: str | None, disk: Path | None
+) -> Iterator[Machine]:
     command = ["systemd-nspawn", "--register=no", "--keep-unit", "--boot", "--quiet", "--directory", root]
-    command += ["--private-network", "--console=pipe", "--link-journal=no", "--resolv-conf=off", "--timezone=off"]
-    command += [f"--bind-ro={here}:{there}" for here, there in _binds().items()]
+    command += ["--console=pipe", "--link-journal=no", "--resolv-conf=off", "--timezone=off"]
+    if network is None:
+        command += ["--private-network"]
+    else:
+        command += [f"--network-namespace-path=/run/netns/{network}", "--capability=CAP_NET_ADMIN"]
+    command += [f"--bind-ro={here}:{there}" for here, there in binds.items()]
+    command += [f"--bind={disk}:/dev/sdf"] if disk else []
     with console.open("wb") as log:
         nspawn = subprocess.Popen(
             [*map(str, command)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             env=os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
         )  # fmt: skip
     try:
-        machine = Machine(root, _init(nspawn, console))
-        machine.run("systemctl", "is-system-running", "--wait", check=False, seconds=_BOOT_SECONDS)
+        machine = Machine(root, _init(nspawn, console), nspawn, console)
+        machine.booted()
         machine.run("ldconfig")
         yield machine
     finally:
         _halt(nspawn)
 
 
-def _init(nspawn: "subprocess.Popen[bytes]", console: Path) -> int:
+def _init(nspawn: "subprocess.Popen[bytes]", console: Path, other_than: int = 0) -> int:
     """The container's systemd, once it can be asked."""
     children = Path(f"/proc/{nspawn.pid}/task/{nspawn.pid}/children")
-    give_up = time.monotonic() + _BOOT_SECONDS
+    give_up = time.monotonic() + _BOOT_SECONDS + (_HALT_SECONDS if other_than else 0)
     while time.monotonic() < give_up and nspawn.poll() is None:
         for child in children.read_text().split():
             with contextlib.suppress(OSError):
-                if Path(f"/proc/{child}/comm").read_text() == "systemd\n" and _answers(child):
+                if (
+                    int(child) != other_than
+                    and Path(f"/proc/{child}/comm").read_text() == "systemd\n"
+                    and _answers(child)
+                ):
                     return int(child)
         time.sleep(0.05)  # another process is watched; it has no event to await
     raise AssertionError(f"the machine did not boot: {console.read_text(errors='replace')[-2000:]}")
