@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.loaders import create_loader
 from urllib3.exceptions import HTTPError
 
 from compaction_dags.compaction.errors import LakeRefusedError, LakeUnreachableError
@@ -22,6 +24,8 @@ _TAKEN = 412
 _PASSING = frozenset({"BadDigest", "IncompleteBody", "RequestTimeout"})
 """Codes that come with a 400 and yet say nothing but that the line was bad."""
 _PIECE = 1 << 20
+_LOADER = create_loader()
+"""What botocore knows of AWS, read once: each session would read it anew, which is most of the time a client takes."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -58,7 +62,7 @@ class Lake:
     def __init__(self, settings: LakeSettings) -> None:
         self.settings = settings
         self.keys = LakeKeys(settings.prefix)
-        self._session = boto3.Session()
+        self._session = _session()
         self._client = self._session.client(
             "s3",
             region_name=settings.region,
@@ -265,6 +269,13 @@ class _Remote(io.RawIOBase):
         content = self._fetch(self._position, end) if self._position < end else b""
         self._position += len(content)
         return content
+
+
+def _session() -> boto3.Session:
+    """Credentials are its own: the default session of boto3 keeps the first that it found."""
+    session = botocore.session.get_session()
+    session.register_component("data_loader", _LOADER)
+    return boto3.Session(botocore_session=session)
 
 
 def _day(text: str) -> date | None:

@@ -230,12 +230,13 @@ class Service:
 
 
 def until(condition: Callable[[], object], seconds: float) -> None:
-    """Wait for something outside to come true."""
-    end = time.monotonic() + seconds
+    """Wait for something outside to come true. Looking costs both sides CPU, so the longer it takes the less it is done."""
+    end, pause = time.monotonic() + seconds, 0.02
     while time.monotonic() < end:
         if condition():
             return
-        time.sleep(0.05)  # another process is watched; it has no event to await
+        time.sleep(pause)  # another process is watched; it has no event to await
+        pause = min(2 * pause, 0.3)
     raise AssertionError(f"did not come true within {seconds} s")
 
 
