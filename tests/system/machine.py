@@ -39,6 +39,7 @@ class Machine:
     init: int
     """Its systemd's process."""
     nspawn: "subprocess.Popen[bytes]"
+    command: list[str]
     console: Path
 
     def run(self, *command: str | Path, check: bool = True, seconds: float = 60.0) -> str:
@@ -70,16 +71,17 @@ class Machine:
         """What a unit, and systemd about it, has said."""
         return self.run("journalctl", "--unit", unit, "--no-pager", *options).splitlines()
 
-    def reboot(self) -> None:
-        """Shut it down in good order and boot it again, with the same disk; returns once it has booted."""
-        before = self.init
+    def reboot(self, seconds: float = 150.0) -> None:
+        """Shut it down in good order and boot it again, with the same disk; returns once all that starts at boot has started."""
         self.run("systemctl", "reboot", check=False)
-        self.init = _init(self.nspawn, self.console, other_than=before)
-        self.booted()
+        self.nspawn.wait(seconds)  # it ends, to be started again by whoever started it
+        _remove_cgroups()
+        self.nspawn = _started(self.command, self.console)
+        self.init = _init(self.nspawn, self.console)
+        self.has_booted(seconds)
 
-    def booted(self, seconds: float = _BOOT_SECONDS) -> str:
-        """Wait until all that starts at boot has started; what systemd says of the whole."""
-        return self.run("systemctl", "is-system-running", "--wait", check=False, seconds=seconds).strip()
+    def has_booted(self, seconds: float = _BOOT_SECONDS) -> None:
+        self.run("systemctl", "is-system-running", "--wait", check=False, seconds=seconds)
 
     @contextlib.contextmanager
     def network(self) -> Iterator[None]:
@@ -207,32 +209,33 @@ def _running(
         command += [f"--network-namespace-path=/run/netns/{network}", "--capability=CAP_NET_ADMIN"]
     command += [f"--bind-ro={here}:{there}" for here, there in binds.items()]
     command += [f"--bind={disk}:/dev/sdf"] if disk else []
-    with console.open("wb") as log:
-        nspawn = subprocess.Popen(
-            [*map(str, command)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            env=os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
-        )  # fmt: skip
+    command = list(map(str, command))
+    machine = Machine(root, 0, _started(command, console), command, console)
     try:
-        machine = Machine(root, _init(nspawn, console), nspawn, console)
-        machine.booted()
+        machine.init = _init(machine.nspawn, console)
+        machine.has_booted()
         machine.run("ldconfig")
         yield machine
     finally:
-        _halt(nspawn)
+        _halt(machine.nspawn)
 
 
-def _init(nspawn: "subprocess.Popen[bytes]", console: Path, other_than: int = 0) -> int:
+def _started(command: list[str], console: Path) -> "subprocess.Popen[bytes]":
+    with console.open("ab") as log:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            env=os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
+        )  # fmt: skip
+
+
+def _init(nspawn: "subprocess.Popen[bytes]", console: Path) -> int:
     """The container's systemd, once it can be asked."""
     children = Path(f"/proc/{nspawn.pid}/task/{nspawn.pid}/children")
-    give_up = time.monotonic() + _BOOT_SECONDS + (_HALT_SECONDS if other_than else 0)
+    give_up = time.monotonic() + _BOOT_SECONDS
     while time.monotonic() < give_up and nspawn.poll() is None:
         for child in children.read_text().split():
             with contextlib.suppress(OSError):
-                if (
-                    int(child) != other_than
-                    and Path(f"/proc/{child}/comm").read_text() == "systemd\n"
-                    and _answers(child)
-                ):
+                if Path(f"/proc/{child}/comm").read_text() == "systemd\n" and _answers(child):
                     return int(child)
         time.sleep(0.05)  # another process is watched; it has no event to await
     raise AssertionError(f"the machine did not boot: {console.read_text(errors='replace')[-2000:]}")
@@ -260,6 +263,10 @@ def _halt(nspawn: "subprocess.Popen[bytes]") -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(init, signal.SIGKILL)  # the container's init takes all of it along
         nspawn.wait(_HALT_SECONDS)
+    _remove_cgroups()
+
+
+def _remove_cgroups() -> None:
     for tree in (_CGROUPS, _CGROUPS / "unified", _CGROUPS / "systemd"):
         for name in ("payload/init.scope", "payload", "supervisor"):
             with contextlib.suppress(OSError):
