@@ -26,7 +26,7 @@ def machine(tmp_path):
     programs.mkdir()
     bucket.mkdir()
     deeds = NO_DEED | {
-        "systemctl": 'exit "$AGENT_IS_OFF"',
+        "systemctl": '[ "$2" != is-active ] || exit "$AGENT_IS_OFF"',
         "aws": f'cp "{bucket}/$(basename "$4")" "$5"',  # aws s3 cp --only-show-errors FROM TO
     }
     for name, deed in deeds.items():
@@ -73,6 +73,7 @@ def test_it_can_be_reached_before_the_release_is_there_and_says_what_it_waits_fo
     agent = "https://s3.eu-central-1.amazonaws.com/amazon-ssm-eu-central-1/latest/debian_amd64/amazon-ssm-agent.deb"
     assert any(call.startswith("curl") and call.endswith(agent) for call in boot.calls)
     assert "apt-get -qq install ./amazon-ssm-agent.deb" in boot.calls
+    assert "systemctl --quiet enable --now amazon-ssm-agent" in boot.calls
 
 
 def test_tried_again_it_does_not_install_twice(machine):
