@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from deploy.machine.__main__ import _options
+from deploy.machine.told import Told
 from tests.deploy.template import stack
 
 STAND_IN = """\
@@ -58,7 +60,7 @@ def put_release(bucket, status=0):
     """One whose bootstrap only says what it was given."""
     folder = bucket / "made/tweetlake-1.2.3/deploy"
     folder.mkdir(parents=True)
-    (folder / "bootstrap").write_text(f'#!/bin/sh\necho "bootstrap $*" >>"$CALLS"\nexit {status}\n')
+    (folder / "bootstrap").write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >"$CALLS.bootstrap"\nexit {status}\n')
     (folder / "bootstrap").chmod(0o755)
     with tarfile.open(bucket / "tweetlake-1.2.3.tar.gz", "w:gz") as release:
         release.add(bucket / "made", arcname=".")
@@ -82,15 +84,20 @@ def test_tried_again_it_does_not_install_twice(machine):
     assert [call.split()[0] for call in boot.calls] == ["systemctl", "aws"]
 
 
-def test_the_release_installs_itself_and_nothing_is_left_behind(machine, tmp_path):
+def test_the_release_is_told_what_the_stack_is_in_words_that_it_takes(machine, tmp_path):
     put_release(machine.bucket)
-    boot = machine()
-    assert boot.status == 0
-    assert boot.calls[-1].startswith(
-        "bootstrap install --bucket my-lake --prefix  --region eu-central-1 --ingester-role arn:"
-    )
-    assert boot.calls[-1].endswith("--data-device /dev/sdf")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bucket", "calls", "programs"]
+    assert machine().status == 0
+    options = vars(_options().parse_args((tmp_path / "calls.bootstrap").read_text().split("\n")[:-1]))
+    assert options["command"] == "install"
+    told = Told(**{name: options[name] for name in Told.__dataclass_fields__})
+    assert (told.bucket, told.prefix, told.region) == ("my-lake", "", "eu-central-1")
+    assert (told.role_of("ingester")[-12:], told.role_of("compaction")[-14:]) == ("IngesterRole", "CompactionRole")
+
+
+def test_nothing_is_left_behind(machine, tmp_path):
+    put_release(machine.bucket)
+    assert machine().status == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bucket", "calls", "calls.bootstrap", "programs"]
 
 
 def test_an_installation_that_fails_is_a_failure_to_be_tried_again(machine):
