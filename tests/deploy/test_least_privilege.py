@@ -92,7 +92,6 @@ def lives_of_the_compaction(told, place, user):
     told.summary = json.loads(run(place, user, module).splitlines()[-1])
     raw = {re.search(r"date=([\d-]+)/hour=(\d\d)/", key) for key in keys(told, "raw/")}
     hours = sorted(f"{found[1]}T{found[2]}" for found in raw)
-    run(place, user, module, "--raw-hour", hours[0])
     readers = (
         ["freshness"],
         ["metrics"],
