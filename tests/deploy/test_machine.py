@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import re
 import shutil
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -335,6 +336,37 @@ def test_the_scheduler_runs_the_hourly_dag_by_itself_and_rows_appear(
     assert len(rows) > 50
 
 
+# Looking after it.
+
+
+def test_installed_again_it_is_as_it_was_and_goes_on(
+    machine: Machine, place: OnMachine, airflow: AirflowOnMachine
+) -> None:
+    """With what it was told before. The ingester is restarted, and nothing is made anew."""
+    kept = [
+        "/etc/tweetlake/machine.json", "/etc/tweetlake/tweetlake.toml", "/etc/tweetlake/airflow-secrets.env",
+        "/var/lib/tweetlake-airflow/passwords.json", "/etc/systemd/system/airflow-scheduler.service",
+    ]  # fmt: skip
+    before, runs = machine.run("stat", "--format=%n %i %Y", *kept), len(airflow.runs("compact_tweets"))
+    said = machine.run(MACHINE, "install", seconds=200)
+    assert "installing" not in said, said
+    assert "making" not in said, said
+    assert machine.run("stat", "--format=%n %i %Y", *kept) == before
+    place.settles()
+    airflow.wait("a healthy Airflow", airflow.is_healthy, 120)
+    assert len(airflow.runs("compact_tweets")) == runs
+
+
+def test_what_grows_is_cleaned(machine: Machine) -> None:
+    logs = "/var/lib/tweetlake-airflow/logs/dag_id=compact_tweets"
+    [fresh, *_] = machine.run("find", logs, "-name", "*.log").splitlines()
+    machine.run("sh", "-c", f"mkdir {logs}/old; touch -d '-31 days' {logs}/old/a.log; touch -d '-31 days' {logs}/old")
+    machine.run("systemd-tmpfiles", "--clean", "tweetlake.conf")
+    assert machine.run("find", f"{logs}/old", "-name", "*.log", check=False).count("a.log") == 0
+    assert machine.run("ls", fresh).strip() == fresh
+    machine.run("systemctl", "start", "tweetlake-airflow-clean.service", seconds=120)
+
+
 # What each may do.
 
 
@@ -433,6 +465,19 @@ def test_a_release_that_is_not_there_changes_nothing(machine: Machine) -> None:
     said = machine.run(MACHINE, "upgrade", "9.9.9", check=False)
     assert "releases/tweetlake-9.9.9.tar.gz cannot be fetched" in said
     assert "Traceback" not in said
+    assert f"release    {NEXT}" in machine.run(MACHINE, "status")
+
+
+def test_another_build_of_the_same_version_is_refused(machine: Machine, tarballs: list[Path]) -> None:
+    """Whoever has that version installed would never get it."""
+    name = tarballs[1].name.removesuffix(".tar.gz")
+    with tarfile.open(tarballs[1]) as tarball:
+        tarball.extractall(machine.root / "var/tmp", filter="data")
+    [wheel] = (machine.root / "var/tmp").glob(f"{name}/*.whl")
+    wheel.write_bytes(wheel.read_bytes() + b"x")
+    machine.run("tar", "--create", "--gzip", "--directory", "/var/tmp", "--file", "/var/tmp/again.tar.gz", name)
+    said = machine.run(MACHINE, "upgrade", "/var/tmp/again.tar.gz", check=False)
+    assert f"release {NEXT} is installed already, and is another build of that version" in said
     assert f"release    {NEXT}" in machine.run(MACHINE, "status")
 
 
