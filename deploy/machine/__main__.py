@@ -4,9 +4,11 @@ import argparse
 import contextlib
 import fcntl
 import os
+import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,26 +97,27 @@ def _bring_metadata_to(release: Release, until_now: Release | None) -> None:
 def upgrade(wanted: str, wheels: Path | None) -> None:
     """Hand over to the release that is wanted: it knows best how it is installed."""
     told({})  # nothing is fetched for a machine that was never installed
-    tarball = Path(wanted) if wanted.endswith(".tar.gz") else None
-    if tarball is not None and not tarball.is_file():
+    until_now = releases.current()
+    with tempfile.TemporaryDirectory(prefix="tweetlake-upgrade-") as place:
+        tarball = Path(wanted) if wanted.endswith(".tar.gz") else _fetched(wanted, Path(place))
+        if not tarball.is_file():
+            raise Trouble(f"{tarball} is not there\n  fix: name a version, such as 0.2.0, or a file of `make release`")
+        folder = releases.unpacked(tarball, Path(place))
+        options = ["--wheels", str(wheels)] if wheels else []
+        done = subprocess.run([str(folder / "deploy/bootstrap"), "install", *options], check=False)
+    if done.returncode:
+        back = "install` sets the present release right" if releases.current() == until_now else "rollback` goes back"
         raise Trouble(
-            f"{tarball} is not there\n  fix: name a version, such as 0.2.0, or a file that `make release` made"
+            f"the upgrade is not complete\n  fix: mend what is said above and run it again; `tweetlake-machine {back}"
         )
-    place = Path("/var/tmp") / f"tweetlake-{wanted}.tar.gz"  # noqa: S108 - root's own file, made anew
-    if tarball is None:
-        _grant("release", wanted, str(place))
-    try:
-        with releases.unpacked(tarball or place) as folder:
-            options = ["--wheels", str(wheels.resolve())] if wheels else []
-            command = [str(folder / "deploy/bootstrap"), "install", *options]
-            if subprocess.run(command, check=False).returncode:
-                raise Trouble(
-                    "the upgrade is not complete: the lines above say why\n"
-                    "  fix: run it again once that is mended, or go back: tweetlake-machine rollback"
-                )
-    finally:
-        if tarball is None:
-            place.unlink(missing_ok=True)
+
+
+def _fetched(version: str, place: Path) -> Path:
+    if not re.fullmatch(r"\d+\.\d+[\w.]*", version):
+        raise Trouble(f"{version!r} is no release\n  fix: name a version, such as 0.2.0, or a file of `make release`")
+    file = place / f"tweetlake-{version}.tar.gz"
+    _grant("release", version, str(file))
+    return file
 
 
 def rollback() -> None:

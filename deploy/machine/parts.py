@@ -31,6 +31,10 @@ _MOUNT_UNIT = """\
 # The volume that the spool lies on: what waits for S3 outlives the machine. Written by tweetlake-machine.
 [Unit]
 Description=Tweetlake: the volume of the spool
+# Not one of the file systems that a boot waits for: without it the ingester alone cannot start.
+DefaultDependencies=no
+Conflicts=umount.target
+Before=umount.target
 
 [Mount]
 What={device}
@@ -74,8 +78,9 @@ def packages() -> None:
     write(Path("/etc/postgresql-common/createcluster.d/tweetlake.conf"), "create_main_cluster = false\n")
     quiet = {"DEBIAN_FRONTEND": "noninteractive"}
     fix = "can this machine reach Debian's packages?"
-    run("apt-get", "--quiet", "update", environment=quiet, fix=fix)
-    run("apt-get", "--quiet", "--yes", "--no-install-recommends", "install", *missing, environment=quiet, fix=fix)
+    patient = ("apt-get", "--quiet", "--yes", "--option", "DPkg::Lock::Timeout=300")  # a new machine updates itself
+    run(*patient, "update", environment=quiet, fix=fix)
+    run(*patient, "--no-install-recommends", "install", *missing, environment=quiet, fix=fix)
 
 
 def _is_installed(package: str) -> bool:

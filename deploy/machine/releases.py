@@ -6,11 +6,9 @@
 /opt/tweetlake, /opt/tweetlake-airflow           the environments of the current one
 """
 
+import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,18 +103,16 @@ def settled(source: Path) -> Release:
     return release
 
 
-@contextmanager
-def unpacked(tarball: Path) -> Iterator[Path]:
-    """A release's folder, for as long as the block lasts."""
-    with tempfile.TemporaryDirectory(prefix="tweetlake-release-") as place:
-        run(
-            "tar", "--extract", "--gzip", "--no-same-owner", "--file", tarball, "--directory", place,
-            fix="is it a file that `make release` made, and all of it?",
-        )  # fmt: skip
-        folders = [folder for folder in Path(place).iterdir() if (folder / "deploy/bootstrap").is_file()]
-        if len(folders) != 1:
-            raise Trouble(f"{tarball} is no release\n  fix: `make release` makes one")
-        yield folders[0]
+def unpacked(tarball: Path, place: Path) -> Path:
+    """A release's folder, made in a place for it."""
+    run(
+        "tar", "--extract", "--gzip", "--no-same-owner", "--file", tarball.resolve(), "--directory", place,
+        fix="is it a file of `make release`, and all of it?",
+    )  # fmt: skip
+    folders = [folder for folder in place.iterdir() if (folder / "deploy/bootstrap").is_file()]
+    if len(folders) != 1:
+        raise Trouble(f"{tarball} is no release\n  fix: `make release` makes one")
+    return folders[0]
 
 
 def build(release: Release, wheels: Path | None) -> None:
@@ -152,6 +148,7 @@ def build(release: Release, wheels: Path | None) -> None:
     point(
         release.folder / "dags", next((release.folder / "airflow/lib").glob("python3*/site-packages/compaction_dags"))
     )
+    os.sync()  # ready is what a power cut leaves whole
     (release.folder / _READY).touch()
 
 

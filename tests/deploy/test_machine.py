@@ -26,6 +26,7 @@ from tests.deploy.aws_double import METADATA, Account, running_aws
 from tests.deploy.releases import next_release, release_of_this_checkout, wheelhouse
 from tests.deploy.template import ACCOUNT, stack
 from tests.deploy.watched_s3 import as_role
+from tests.house.checkout import ROOT
 from tests.scenarios.place import WORLD, Place, until
 from tests.system.machine import Machine, booted, empty_disk, network_of_its_own
 from tests.system.running_airflow import RunningAirflow
@@ -220,18 +221,13 @@ def airflow(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Airfl
 
 
 @pytest.fixture(scope="module")
-def bootstrap(machine: Machine, tarballs: list[Path]) -> Callable[..., str]:
-    """The first release, unpacked as the user data does it, and its one command."""
+def bootstrap(machine: Machine, tarballs: list[Path]) -> str:
+    """The first release, unpacked as the user data does it: its one command."""
     folder = machine.root / "var/tmp/first"
     folder.mkdir()
     shutil.copy(tarballs[0], folder)
     machine.run("tar", "--extract", "--directory", "/var/tmp/first", "--file", f"/var/tmp/first/{tarballs[0].name}")
-    program = f"/var/tmp/first/{tarballs[0].name.removesuffix('.tar.gz')}/deploy/bootstrap"
-
-    def run(*arguments: str, check: bool = True) -> str:
-        return machine.run(program, *arguments, check=check, seconds=400)
-
-    return run
+    return f"/var/tmp/first/{tarballs[0].name.removesuffix('.tar.gz')}/deploy/bootstrap"
 
 
 def told(account: Account, s3: RunningS3) -> list[str]:
@@ -245,34 +241,35 @@ def told(account: Account, s3: RunningS3) -> list[str]:
 # Preparing it.
 
 
-def test_each_wrong_parameter_is_one_clear_line(bootstrap: Callable[..., str]) -> None:
-    said = bootstrap("install", "--bucket", "My_Lake", "--region", "Frankfurt", check=False)
+def test_each_wrong_parameter_is_one_clear_line(machine: Machine, bootstrap: str) -> None:
+    said = machine.run(bootstrap, "install", "--bucket", "lake", "--region", "us-east-1", check=False)
     assert [line.split(" is missing")[0] for line in said.splitlines()] == [
         "--ingester-role",
         "--compaction-role",
         "--secret",
     ]
-    roles = ("--ingester-role", "nobody", "--compaction-role", arn("C"), "--secret", "arn:aws:ssm:x")
-    said = bootstrap("install", "--bucket", "My_Lake", "--region", "eu-central-1", *roles, check=False)
-    assert re.findall(r"^--(\S+) '(\S+)' is not \S", said, re.MULTILINE) == [
-        ("bucket", "My_Lake"), ("ingester-role", "nobody"), ("secret", "arn:aws:ssm:x"),
-    ]  # fmt: skip
-    assert "Traceback" not in said
+    wrong = {"--bucket": "My_Lake", "--region": "Frankfurt", "--ingester-role": "nobody", "--secret": "arn:aws:ssm:x"}
+    given = [part for pair in {**wrong, "--compaction-role": arn("CompactionRole")}.items() for part in pair]
+    said = machine.run(bootstrap, "install", *given, check=False)
+    assert dict(re.findall(r"^(--\S+) '(\S+)' is not \S", said, re.MULTILINE)) == wrong
+    assert len(said.splitlines()) == len(wrong)
 
 
 def test_what_was_interrupted_is_told_and_simply_run_again(
-    machine: Machine, account: Account, s3: RunningS3, bootstrap: Callable[..., str]
+    machine: Machine, account: Account, s3: RunningS3, bootstrap: str
 ) -> None:
-    """The first try gets no further than uv."""
+    """The first try gets no further than uv; the second is killed wherever it is after half a minute."""
+    install = [bootstrap, "install", *told(account, s3), "--wheels"]
     machine.run("sh", "-c", f"mkdir /var/tmp/few && cp {WHEELS}/uv-* /var/tmp/few")
-    said = bootstrap("install", *told(account, s3), "--wheels", "/var/tmp/few", check=False)
+    said = machine.run(*install, "/var/tmp/few", check=False)
     assert "fix: can this machine reach the package index?" in said, said
     assert "Traceback" not in said
     assert not (machine.root / "opt/tweetlake-releases/current").is_symlink()
-    # The operator's own: no run before there is something to compact.
+    # The operator's own: no run of a DAG before there is something to compact.
     machine.write("/etc/tweetlake/airflow-local.env", "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION=True\n")
+    print("\nkilled in the midst of:\n", machine.run("timeout", "--signal=KILL", "30", *install, WHEELS, check=False))
     began = time.monotonic()
-    said = bootstrap("install", *told(account, s3), "--wheels", str(WHEELS))
+    said = machine.run(*install, WHEELS, seconds=400)
     print(f"\ninstalled in {time.monotonic() - began:.0f} s\n{said}")
     assert "release 0.1.0 is in place" in said
     assert "next: put X's token into the secret" in said
@@ -296,6 +293,13 @@ def test_a_unit_raises_no_doubt_and_is_hardly_exposed(machine: Machine, unit: st
     assert machine.run("systemd-analyze", "verify", unit) == ""
     told = machine.run("systemd-analyze", "security", "--no-pager", unit).splitlines()[-1]
     assert float(re.search(r"exposure level for \S+: ([0-9.]+)", told)[1]) <= 2.0, told
+
+
+def test_no_unit_that_a_release_brings_raises_a_doubt(machine: Machine) -> None:
+    shipped = [file.name for file in (ROOT / "deploy/files/etc/systemd/system").iterdir() if file.is_file()]
+    units = [name.replace("@.", "@ingester.") for name in shipped]
+    assert len(units) > 8
+    assert machine.run("systemd-analyze", "verify", *units) == ""
 
 
 def test_nothing_listens_to_other_machines(machine: Machine, airflow: AirflowOnMachine) -> None:
@@ -438,7 +442,9 @@ def test_a_program_reaches_what_is_its_own_and_not_the_metadata(machine: Machine
     found = json.loads(machine.run("cat", f"{STATES[unit]}/reach.json"))
     assert {name for name, outcome in found.items() if outcome == "done"} == MAY_REACH[unit], found
     machine.run("/usr/bin/python3", "/opt/reach.py", "/var/tmp")
-    assert json.loads(machine.run("cat", "/var/tmp/reach.json"))["metadata"] == "done", "root can, so there is something"
+    assert json.loads(machine.run("cat", "/var/tmp/reach.json"))["metadata"] == "done", (
+        "root can, so there is something"
+    )
 
 
 # Another release, and back.

@@ -1,6 +1,9 @@
 """What `tweetlake-machine` decides without changing a machine: what it is told, which release counts, what it remarks on."""
 
+import base64
 import json
+import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -12,6 +15,7 @@ from deploy.machine import parts, releases, told
 from deploy.machine.shell import Trouble, write
 from deploy.release import build
 from schemas.settings import load
+from tests.deploy.template import stack
 from tests.house.checkout import ROOT
 
 ARN = "arn:aws:iam::123456789012:role/"
@@ -103,6 +107,16 @@ def test_the_starter_loads_once_its_query_is_not_a_comment_any_more(machine):
     settings = load(file)
     assert (settings.lake.bucket, settings.lake.prefix, settings.lake.region) == ("my-lake", "prod/", "eu-central-1")
     assert [query.name for query in settings.query] == ["python"]
+
+
+def test_the_user_data_of_the_template_calls_it_with_what_it_takes():
+    made = stack(BucketName="my-lake", LakePrefix="prod/")
+    script = base64.b64decode(made.properties("Machine")["UserData"]).decode()
+    [call] = re.findall(r'/deploy/bootstrap" (install .*(?:\\\n.*)*)', script)
+    options = command._options().parse_args(shlex.split(call))
+    found = told.told({name: getattr(options, name) for name in told.Told.__dataclass_fields__})
+    assert (found.bucket, found.prefix, found.data_device) == ("my-lake", "prod/", "/dev/sdf")
+    assert found.ingester_role != found.compaction_role
 
 
 # Which release counts.
