@@ -112,7 +112,7 @@ def test_the_starter_loads_once_its_query_is_not_a_comment_any_more(machine):
 def test_the_user_data_of_the_template_calls_it_with_what_it_takes():
     made = stack(BucketName="my-lake", LakePrefix="prod/")
     script = base64.b64decode(made.properties("Machine")["UserData"]).decode()
-    [call] = re.findall(r'/deploy/bootstrap" (install .*(?:\\\n.*)*)', script)
+    [call] = re.findall(r'/deploy/bootstrap" (install [^\\\n]*(?:\\\n[^\\\n]*)*)', script)
     options = command._options().parse_args(shlex.split(call))
     found = told.told({name: getattr(options, name) for name in told.Told.__dataclass_fields__})
     assert (found.bucket, found.prefix, found.data_device) == ("my-lake", "prod/", "/dev/sdf")
@@ -217,6 +217,7 @@ def test_it_runs_before_anything_is_installed():
 def test_a_release_holds_what_installs_it_and_is_the_same_each_time(machine):
     first, again = build(ROOT, machine / "a"), build(ROOT, machine / "b")
     assert first.read_bytes() == again.read_bytes()
+    assert first.read_bytes()[4:8] == bytes(4), "gzip's time of making"
     with tarfile.open(first) as tar:
         modes = {member.name.partition("/")[2]: member.mode for member in tar}
         assert {name.partition("/")[0] for name in tar.getnames()} == {first.name.removesuffix(".tar.gz")}
