@@ -111,8 +111,8 @@ def test_the_starter_loads_once_its_query_is_not_a_comment_any_more(machine):
 
 def test_the_user_data_of_the_template_calls_it_with_what_it_takes():
     made = stack(BucketName="my-lake", LakePrefix="prod/")
-    script = base64.b64decode(made.properties("Machine")["UserData"]).decode()
-    [call] = re.findall(r'/deploy/bootstrap" (install [^\\\n]*(?:\\\n[^\\\n]*)*)', script)
+    script = base64.b64decode(made.properties("Machine")["UserData"]).decode().replace("\\\n", " ")
+    [call] = re.findall(r'/deploy/bootstrap" (install .*)', script)
     options = command._options().parse_args(shlex.split(call))
     found = told.told({name: getattr(options, name) for name in told.Told.__dataclass_fields__})
     assert (found.bucket, found.prefix, found.data_device) == ("my-lake", "prod/", "/dev/sdf")
