@@ -19,7 +19,7 @@ COMPILE := $(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-inde
            --python-version 3.11 $(if $(UPGRADE),--upgrade)
 
 .PHONY: help demo test test-system test-deploy soak check format lock release bench-ingest bench-compaction bench-service \
-        environment clean
+        bench-workers environment clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -61,6 +61,10 @@ bench-compaction: $(READY) ## CPU, time and memory of a compaction against Polar
 
 bench-service: $(READY) ## time to the first request, memory, idle CPU and freshness of the running service, against their bounds
 	@$(BIN)/python -m benchmarks.bench_service $(ARGS)
+
+bench-workers: $(READY) ## 24 raw hours by Airflow with one worker and with two: the same tables, and the time; needs PostgreSQL
+	@.ci/system-packages
+	@$(BIN)/python -m benchmarks.bench_workers $(ARGS)
 
 lock: $(READY) ## write requirements/*.lock from pyproject.toml; UPGRADE=1 takes newer versions
 	@$(COMPILE) requirements/bootstrap.in -o requirements/bootstrap.lock

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sandbox.airflow import airflow_environment, migrate
@@ -132,8 +133,10 @@ class RunningAirflow:
 
 
 @contextlib.contextmanager
-def running_airflow(home: Path, config: Path, credentials: Mapping[str, str]) -> Iterator[RunningAirflow]:
-    """Run it while the block lasts; then every process that it started is ended."""
+def running_airflow(
+    home: Path, config: Path, credentials: Mapping[str, str], changes: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[RunningAirflow]:
+    """Run it while the block lasts; then every process that it started is ended. `changes` go into its environment."""
     api, worker_logs = free_ports(2)
     with running_postgresql("airflow") as database:
         environment = airflow_environment(home, config) | dict(credentials) | {
@@ -149,7 +152,7 @@ def running_airflow(home: Path, config: Path, credentials: Mapping[str, str]) ->
             "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(worker_logs),
             "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": "False",
             "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
-        }  # fmt: skip
+        } | dict(changes)  # fmt: skip
         migrate(environment)
         logs = home / "components"
         logs.mkdir()
