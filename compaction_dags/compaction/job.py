@@ -55,7 +55,7 @@ from schemas.settings import Settings
 log = logging.getLogger("tweetlake.compaction")
 
 ROWS_PER_FILE = 131_072
-"""Tweets of a file, four row groups: about 18 MB. An hour with more has several files, which processes write at once."""
+"""Tweets of a file, eight row groups: about 18 MB. An hour with more has several files, which processes write at once."""
 _BYTES_PER_STEP: Final = 4_000_000
 _BYTES_PER_PROCESS: Final = 12_000_000
 """Raw that makes it worth to start one more process, which takes a second of CPU: about three seconds of work."""

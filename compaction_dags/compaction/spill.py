@@ -23,14 +23,14 @@ from schemas import snowflake
 from schemas.curated import KEYS
 from schemas.keys import RawHour
 
-ROWS_PER_RANGE = 8_192
-"""About how many rows are merged at a time: some 8 MB of tweets, of which merging holds a few copies."""
+ROWS_PER_RANGE = 4_096
+"""About how many rows are merged at a time: some 4 MB of tweets, of which merging holds a few copies."""
 BYTES_WAITING = 24_000_000
 """How much waits in memory for runs, all tables together. The longer runs are, the fewer have to be merged."""
 ROWS_PER_PIECE = 1_024
 """What is read of a run at once: while runs are merged, one piece of each may be in memory."""
-MOST_TOGETHER = 32
-"""Runs that are read together, a piece of each in memory: 40 MB of users, which are spread over all of their keys."""
+MOST_TOGETHER = 16
+"""Runs that are read together, a piece of each in memory: 20 MB of users, which are spread over all of their keys."""
 _STRIDE = 16
 """Every so many rows a key is kept in memory, to cut ranges by."""
 _HOUR_MS = 3_600_000
