@@ -100,13 +100,27 @@ def volume(machine: Told) -> None:
             f"there is a spool on the system's disk, in {SPOOL_VOLUME}, which a volume there would hide\n"
             "  fix: let it ship what it has (`tweetlake spool ship`), then move it away"
         )
-    if not succeeds("blkid", device):
+    if is_blank(device):
         say(f"making a file system on {machine.data_device}, which is empty")
         run("mkfs.ext4", "-q", "-m", "0", "-L", "tweetlake", device)
     SPOOL_VOLUME.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write(UNITS / _MOUNT, _MOUNT_UNIT.format(device=device, place=SPOOL_VOLUME))
     run("systemctl", "daemon-reload")
     run("systemctl", "enable", "--quiet", "--now", _MOUNT)
+
+
+def is_blank(device: Path) -> bool:
+    """Whether nothing was ever written where file systems and partitions begin: new volumes read as zeros.
+
+    Not by blkid, to which a disk that cannot be read is an empty one.
+    """
+    try:
+        with device.open("rb") as disk:
+            return not any(disk.read(1 << 20))
+    except OSError as error:
+        raise Trouble(
+            f"{device} cannot be read: {error}\n  fix: nothing was written to it; look at the volume"
+        ) from None
 
 
 def _device(name: str) -> Path:

@@ -131,6 +131,16 @@ def release(version, *, ready=True):
     return releases.Release(folder)
 
 
+def test_only_a_volume_that_was_never_written_to_is_made_anew(machine):
+    volume = machine / "volume"
+    volume.write_bytes(bytes(1 << 20))
+    assert parts.is_blank(volume)
+    volume.write_bytes(bytes(1080) + b"\x53\xef" + bytes(1 << 20))  # where ext4 has its number
+    assert not parts.is_blank(volume)
+    with pytest.raises(Trouble, match="cannot be read"):
+        parts.is_blank(machine)
+
+
 def test_a_switch_remembers_the_one_before_and_back_is_a_switch_too():
     one, two = release("0.1.0"), release("0.2.0")
     releases.switch(one)
