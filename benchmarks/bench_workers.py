@@ -59,17 +59,25 @@ class Done:
     rows: dict[str, Any]
 
 
-def fill(server: RunningS3, bucket: str, first: datetime, files: int) -> None:
-    """The raw of 24 hours, as the ingester ships it."""
+def raw(files: int) -> list[tuple[str, bytes]]:
+    """Key and content of every microbatch of 24 hours that are over."""
+    first = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=HOURS + 1)
     world = World(7, first, apart_ms=2 * 3_600_000 // (files * TWEETS_A_FILE))
-    client = server.client()
-    client.create_bucket(Bucket=bucket)
+    made = []
     for number in range(HOURS * files):
         at = first + timedelta(hours=1) * number / files
         records = [page_record(world.body(), at + timedelta(seconds=page)) for page in range(PAGES_A_FILE)]
-        body = microbatch(records, number + 1, blocks=False)
+        made.append((raw_key(number + 1, at), microbatch(records, number + 1, blocks=False)))
+    return made
+
+
+def fill(server: RunningS3, bucket: str, made: list[tuple[str, bytes]]) -> None:
+    """Put the microbatches there as the ingester does."""
+    client = server.client()
+    client.create_bucket(Bucket=bucket)
+    for key, body in made:
         metadata = {"sha256": hashlib.sha256(body).hexdigest(), "records": str(PAGES_A_FILE)}
-        client.put_object(Bucket=bucket, Key=raw_key(number + 1, at), Body=body, Metadata=metadata)
+        client.put_object(Bucket=bucket, Key=key, Body=body, Metadata=metadata)
 
 
 def compacted(server: RunningS3, bucket: str, workers: int, work: Path) -> Done:
@@ -127,15 +135,14 @@ def main() -> None:
     chosen = parser.parse_args()
     numbers = [int(number) for number in chosen.workers.split(",")]
     console = Console(width=110)
-    first = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=HOURS + 1)
-    done = []
+    made, done = raw(chosen.microbatches), []
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or Airflow's parts would live on
     with tempfile.TemporaryDirectory(prefix="tweetlake-bench-") as work, running_s3(kind="seaweedfs") as server:
         for workers in numbers:
             with console.status(f"{HOURS} raw hours, {workers} worker(s)"):
                 bucket, place = f"workers-{workers}", Path(work) / str(workers)
                 place.mkdir()
-                fill(server, bucket, first, chosen.microbatches)
+                fill(server, bucket, made)
                 done.append(compacted(server, bucket, workers, place))
     _tell(console, done, chosen.microbatches)
 
