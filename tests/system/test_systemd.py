@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -165,8 +166,10 @@ class Accounts:
         self._pool = pool
         self._begun: dict[str, Future[Conserved]] = {}
 
-    def begin(self, place: Place) -> None:
-        self._begun[place.prefix] = self._pool.submit(Place.conserved, place)
+    def begin(self, place: "Installed") -> None:
+        lake = copy(place)
+        lake.machine = None  # of no interest there, and not to be sent
+        self._begun[place.prefix] = self._pool.submit(Place.conserved, lake)
 
     def found(self) -> dict[str, Conserved]:
         return {name: future.result() for name, future in self._begun.items()}
