@@ -26,6 +26,11 @@ class Notifier:
         is_on = address is not None and is_meant and microseconds.isdigit() and int(microseconds) > 0
         return cls(address, int(microseconds) / MICROSECONDS if is_on else None)
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether somebody listens; else nobody needs to find words."""
+        return self._address is not None
+
     def ready(self) -> None:
         """The start is over."""
         self._tell("READY=1")

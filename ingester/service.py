@@ -230,7 +230,7 @@ class Service:
         """The loops run. What they still wait for outside, the sentence says."""
         self._started.set()
         self._notifier.ready()
-        self._notifier.says(self._sentence())
+        self._tell_what_it_does()
 
     async def _watch_loops(self) -> None:
         """A sign of life as long as every loop moves; none any more once one hangs, so that systemd starts anew."""
@@ -247,8 +247,12 @@ class Service:
             if not late and not self._started.is_set():
                 self._notifier.starts_longer(START_SECONDS)
             if not self._stop.is_set():
-                self._notifier.says(self._sentence(late))
+                self._tell_what_it_does(late)
             await self._clock.sleep(seconds)
+
+    def _tell_what_it_does(self, late: Iterable[str] = ()) -> None:
+        if self._notifier.is_heard:
+            self._notifier.says(self._sentence(late))
 
     def _sentence(self, late: Iterable[str] = ()) -> str:
         if names := ", ".join(late):
