@@ -72,7 +72,8 @@ def test_it_can_be_reached_before_the_release_is_there_and_says_what_it_waits_fo
     assert (
         "waiting for s3://my-lake/releases/tweetlake-1.2.3.tar.gz; the stack's output PutRelease says how" in boot.said
     )
-    agent = "https://s3.eu-central-1.amazonaws.com/amazon-ssm-eu-central-1/latest/debian_amd64/amazon-ssm-agent.deb"
+    regional = "https://s3.eu-central-1.amazonaws.com/amazon-ssm-eu-central-1"
+    agent = f"{regional}/latest/debian_amd64/amazon-ssm-agent.deb"
     assert any(call.startswith("curl") and call.endswith(agent) for call in boot.calls)
     assert "apt-get -qq install ./amazon-ssm-agent.deb" in boot.calls
     assert "systemctl --quiet enable --now amazon-ssm-agent" in boot.calls
