@@ -33,8 +33,6 @@ from schemas.settings import Lake as LakeSettings
 SIDE_TABLES = tuple(name for name in DECODED if name != "tweets")
 """Replaced whole by raw hour."""
 _FETCHES_AHEAD = 4
-_STEPS_UNTIL_GIVEN_BACK = 12
-"""What is kept for reuse frays: it would grow by a tenth with each million tweets. About ten seconds of work."""
 
 
 @dataclass(slots=True)
@@ -102,7 +100,6 @@ class Worker:
         self._folder = folder
         folder.mkdir()
         self._spill = Spill(folder, {name: partial(latest_rows, key=KEYS[name]) for name in SIDE_TABLES})
-        self._steps = 0
 
     @classmethod
     def made(cls, settings: LakeSettings, function: str, folder: Path) -> Self:
@@ -129,9 +126,6 @@ class Worker:
                 self._spill.add(name, rows)
             self._reject(step, noted, decoded.rejects)
         step.microbatches = list(noted.values())
-        self._steps += 1
-        if self._steps % _STEPS_UNTIL_GIVEN_BACK == 0:
-            give_back()
         return step
 
     def runs(self) -> dict[str, list[SortedRows]]:
