@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from compaction_dags.compaction.completeness import Ledger
+from compaction_dags.compaction import job
+from compaction_dags.compaction.completeness import Ledger, hour_of
 from compaction_dags.compaction.counts import counts_of
 from schemas import snowflake
 from schemas.keys import LakeKeys
@@ -41,6 +42,18 @@ def test_an_hour_is_covered_when_the_pages_of_all_raw_hours_together_cover_it(pl
     (stretch,) = rows(place)["rain", 12]["covered"]
     assert (stretch["since_id"] + 1, stretch["until_id"]) == (ids_within(NOON, NOON + ONE, 1)[0],
                                                              ids_within(NOON + ONE, NOON + 2 * ONE, 1)[0])  # fmt: skip
+
+
+def test_collected_counts_every_file_of_an_hour(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "ROWS_PER_FILE", 4)
+    one = Collector(place)
+    one.begin(NOON, "rain")
+    one.ship([window("rain", NOON, NOON + ONE, ids_within(NOON, NOON + ONE, 10))], NOON)
+    place.compact()
+    snapshot = place.table("tweets").open()
+    assert snapshot is not None
+    assert len(snapshot.of(hour_of(NOON))) == 3
+    assert figures(place)["rain", 12][0] == 10
 
 
 def test_a_gap_in_it_leaves_an_hour_uncovered_until_it_is_filled(place: Place) -> None:
