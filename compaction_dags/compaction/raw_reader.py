@@ -315,10 +315,11 @@ def _inflated(payload: bytes, codec: str, step: int) -> tuple[bytes, str]:
         decompressor = zstd.ZstdDecompressor()
     else:
         return b"", f"unknown codec {codec}"
-    plain = io.BytesIO()
+    plain: list[bytes] = []
     try:
-        for start in range(0, len(payload), step):
-            plain.write(decompressor.decompress(payload[start : start + step]))
+        plain.extend(decompressor.decompress(payload[start : start + step]) for start in range(0, len(payload), step))
     except (zlib.error, zstd.ZstdError, EOFError) as error:
-        return plain.getvalue(), f"its {codec} data is broken: {_said(error)}"
-    return plain.getvalue(), "" if decompressor.eof else f"its {codec} data has no end"
+        damage = f"its {codec} data is broken: {_said(error)}"
+    else:
+        damage = "" if decompressor.eof else f"its {codec} data has no end"
+    return b"".join(plain), damage  # which copies nothing if it is one piece

@@ -19,7 +19,7 @@ from compaction_dags.compaction import transform
 from compaction_dags.compaction.checks import Merged
 from compaction_dags.compaction.counts import Count
 from compaction_dags.compaction.coverage import Account
-from compaction_dags.compaction.decode import RawPage, Reject, decode_pages, page_batches
+from compaction_dags.compaction.decode import Asked, RawPage, Reject, decode_pages, page_batches
 from compaction_dags.compaction.lake import Lake, RawObject
 from compaction_dags.compaction.memory import give_back, keep_for_reuse
 from compaction_dags.compaction.merge import latest_rows, merged_tweets
@@ -98,6 +98,7 @@ class Worker:
         self._lake = lake
         self._transform = function
         self._folder = folder
+        self._asked = Asked()
         folder.mkdir()
         self._spill = Spill(folder, {name: partial(latest_rows, key=KEYS[name]) for name in SIDE_TABLES})
 
@@ -114,7 +115,7 @@ class Worker:
         step = StepRead()
         noted = {found.key: Noted(found) for found in microbatches}
         for batch in page_batches(self._pages(step, noted)):
-            decoded = decode_pages(batch)
+            decoded = decode_pages(batch, asked=self._asked)
             tweets = decoded.tables["tweets"]
             for key, count in counted(tweets["raw_key"]).items():
                 noted[key].rows += count

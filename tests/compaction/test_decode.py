@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compaction_dags.compaction.decode import (
+    Asked,
     Decoded,
+    Parser,
     RawPage,
     decode_pages,
     exact,
@@ -21,6 +23,7 @@ from compaction_dags.compaction.decode import (
     parse_pyarrow,
     sample,
 )
+from compaction_dags.compaction.decode.asked import EVERYTHING
 from schemas.curated import DECODED, TABLES
 from schemas.snowflake import time_of
 from tests.compaction import answers
@@ -97,6 +100,35 @@ def test_every_way_yields_what_the_reference_yields(bodies: list[bytes]) -> None
     assert not decoded.rejects
 
 
+@some_examples
+@given(st.lists(answers.bodies, min_size=2, max_size=6))
+def test_what_pages_before_held_changes_nothing(bodies: list[bytes]) -> None:
+    for parse, wants_safe in ((parse_arro3, True), (parse_pyarrow, False)):
+        asked = Asked()
+        for one in pages_of(bodies):
+            if not wants_safe or fast.safe_for_arro3(one.body):
+                assert rows(fast.decode([one], parse, asked)) == expected([one])
+
+
+@pytest.mark.parametrize("parse", [parse_arro3, parse_pyarrow])
+def test_what_no_page_held_is_asked_for_once_one_does(parse: Parser) -> None:
+    world = World()
+    plain, asked = one_tweet(lang="en"), Asked()
+    fast.decode([page(plain)], parse, asked)
+    narrow = asked.narrow
+    assert len(str(narrow)) < len(str(EVERYTHING)) / 5
+    fast.decode([page(plain)], parse, asked)
+    assert asked.narrow is narrow
+    for body in (one_tweet(withheld={}), one_tweet(geo={"place_id": "1"}), world.body(), world.body(vocabulary="post")):
+        wanted = expected([page(body)])
+        assert rows(fast.decode([page(body)], parse, asked)) == wanted
+        assert rows(fast.decode([page(plain)], parse, asked)) == expected([page(plain)])
+        assert asked.narrow is not narrow
+        narrow = asked.narrow
+        assert rows(fast.decode([page(body)], parse, asked)) == wanted
+        assert asked.narrow is narrow
+
+
 @pytest.mark.parametrize("vocabulary", ["tweet", "post"])
 def test_realistic_pages_take_the_fast_way(vocabulary: str) -> None:
     world = World()
@@ -147,7 +179,9 @@ def test_both_parsers_and_the_exact_way_agree_and_no_object_is_lost(found: list[
     pages = [page(json.dumps(answer).encode(), index, sequence=index + 1) for index, answer in enumerate(found)]
     truth = exact.decode(pages)
     wanted = said(Decoded(truth.tables(), truth.rejects))
-    assert said(decode_pages(pages, parse_arro3)) == wanted
+    asked = Asked()
+    decode_pages(pages[:1], parse_arro3, asked)
+    assert said(decode_pages(pages, parse_arro3, asked)) == wanted
     assert said(decode_pages(pages, parse_pyarrow)) == wanted
     objects = sum(
         len(answer["data"]) for answer in found if isinstance(answer, dict) and isinstance(answer.get("data"), list)

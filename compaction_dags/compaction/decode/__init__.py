@@ -9,27 +9,40 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from compaction_dags.compaction.decode import exact, fast
+from compaction_dags.compaction.decode.asked import Asked
 from compaction_dags.compaction.decode.fast import Parser, parse_arro3, parse_pyarrow
 from compaction_dags.compaction.decode.pages import Decoded, RawPage, Reject, page_batches
 from compaction_dags.compaction.decode.sample import has_unknown_keys
 from schemas.curated import DECODED
 
-__all__ = ["Decoded", "Parser", "RawPage", "Reject", "decode_pages", "page_batches", "parse_arro3", "parse_pyarrow"]
+__all__ = [
+    "Asked",
+    "Decoded",
+    "Parser",
+    "RawPage",
+    "Reject",
+    "decode_pages",
+    "page_batches",
+    "parse_arro3",
+    "parse_pyarrow",
+]
 
 _FEWER = 8
 """Into how many parts a batch is cut that the fast way refused: two cuts find one bad page among 64."""
 
 
-def decode_pages(pages: Sequence[RawPage], parse: Parser = parse_arro3) -> Decoded:
-    """Decode pages of any number of microbatches. Never raises for what a page holds.
+def decode_pages(pages: Sequence[RawPage], parse: Parser = parse_arro3, asked: Asked | None = None) -> Decoded:
+    """Decode pages of any number of microbatches. Never raises for what a page holds. `asked` is for those who decode
+    one batch after the other: it learns from each what the next will most likely hold.
 
     One page of each microbatch, its largest, is looked through for keys without a column, and so is every page that the
     fast way refuses; a hit sends all given pages of that microbatch the exact way, which keeps such keys in `extras`.
     Memory: about six times the bytes of the bodies while it works; `page_batches` bounds them.
     """
+    asked = asked or Asked()
     suspects = {page.raw_key for page in _samples(pages) if has_unknown_keys(page.body)}
     while True:
-        run = _Run(parse)
+        run = _Run(parse, asked)
         run.exactly([page for page in pages if page.raw_key in suspects])
         run.fast([page for page in pages if page.raw_key not in suspects])
         if run.suspects <= suspects:
@@ -49,8 +62,9 @@ def _samples(pages: Sequence[RawPage]) -> list[RawPage]:
 class _Run:
     """One pass over the pages; collects what each way finds."""
 
-    def __init__(self, parse: Parser) -> None:
+    def __init__(self, parse: Parser, asked: Asked) -> None:
         self._parse = parse
+        self._asked = asked
         self._tables: list[dict[str, pa.Table]] = []
         self._found = exact.Found()
         self._unknown_keys_of: dict[str, Counter[str]] = {}
@@ -70,7 +84,7 @@ class _Run:
         if not pages:
             return
         try:
-            self._tables.append(fast.decode(pages, parse))
+            self._tables.append(fast.decode(pages, parse, self._asked))
         except fast.Unfit:
             if len(pages) == 1:
                 self.exactly(pages)

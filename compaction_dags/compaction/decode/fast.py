@@ -5,6 +5,7 @@ number, a page that is no JSON) raises `Unfit` for the whole batch, and the call
 Keys without a column are not seen here; `sample.py` looks for them.
 """
 
+import contextlib
 import html
 import io
 import re
@@ -20,12 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
+from compaction_dags.compaction.decode.asked import EVERYTHING, Asked
 from compaction_dags.compaction.decode.model import (
     HTML,
     ID,
-    IGNORED,
     INCLUDES,
-    JSON,
     SHAPES,
     Column,
     Items,
@@ -94,10 +94,13 @@ def parse_pyarrow(bodies: Sequence[bytes], schema: pa.Schema) -> pa.RecordBatch:
     return _only_batch(table)
 
 
-def decode(pages: Sequence[RawPage], parse: Parser) -> dict[str, pa.Table]:
-    """The rows of the pages, by table. Raises Unfit if any of the pages holds anything out of the ordinary."""
+def decode(pages: Sequence[RawPage], parse: Parser, asked: Asked | None = None) -> dict[str, pa.Table]:
+    """The rows of the pages, by table. Raises Unfit if any of the pages holds anything out of the ordinary.
+
+    `asked`: what pages before these held, which makes reading others like them faster.
+    """
     try:
-        answers = _parse(pages, parse)
+        answers = _answers(pages, parse, asked or Asked())
         if pc.any(pc.and_(_get(answers, ("data",)).is_null(), _get(answers, ("meta",)).is_null())).as_py():
             raise Unfit("a page with neither data nor meta")
         books = _Books(pages)
@@ -112,11 +115,20 @@ def decode(pages: Sequence[RawPage], parse: Parser) -> dict[str, pa.Table]:
 # --- JSON to Arrow, as X's answers are shaped ---
 
 
-def _parse(pages: Sequence[RawPage], parse: Parser) -> pa.StructArray:
+def _answers(pages: Sequence[RawPage], parse: Parser, asked: Asked) -> pa.StructArray:
+    if asked.narrow is not EVERYTHING:
+        with contextlib.suppress(Unfit):  # most likely they hold something that none before them held
+            return _parse(pages, parse, asked.narrow)
+    answers = _parse(pages, parse, EVERYTHING)
+    asked.show(answers)
+    return answers
+
+
+def _parse(pages: Sequence[RawPage], parse: Parser, schema: pa.Schema) -> pa.StructArray:
     """One struct per page, in order. The envelope around each body keeps a torn page from passing for two, or for none."""
     bodies = [b'{"i":%d,"p":%b}' % (i, page.body) for i, page in enumerate(pages)]
     try:
-        batch = parse(bodies, _ENVELOPE)
+        batch = parse(bodies, schema)
     except (Unfit, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # arro3 raises plain Exceptions, and a panic of Rust is a BaseException
@@ -134,57 +146,12 @@ def _only_batch(table: pa.Table) -> pa.RecordBatch:
     return batches[0] if batches else pa.RecordBatch.from_pylist([], table.schema)
 
 
-def _input(node: Node | Shape) -> pa.DataType | None:
-    """How a node is read from JSON; None: not at all."""
-    match node:
-        case Shape(tree=tree):
-            return _input(tree)
-        case Object(keys=keys):
-            fields = [(key, type_) for key, child in keys.items() if (type_ := _input(child)) is not None]
-            return pa.struct(fields) if fields else None
-        case Items(element=element):
-            return pa.list_(_input(element))
-        case Leaf():
-            return _input_value(node)
-
-
-def _input_value(leaf: Leaf) -> pa.DataType | None:
-    """Ids and times are read as text and whole numbers as doubles, because the readers would otherwise take a little too
-    much: `1.9` as 1, `5` as a moment of 1970.
-    """
-    if leaf.form == IGNORED:
-        return None
-    if leaf.form == JSON:
-        return pa.null()  # whatever is there is for the exact way
-    if leaf.form == ID or pa.types.is_timestamp(leaf.type):
-        return pa.string()
-    return pa.float64() if pa.types.is_integer(leaf.type) else leaf.type
-
-
-_ENVELOPE: Final = pa.schema(
-    [
-        ("i", pa.int32()),
-        (
-            "p",
-            pa.struct(
-                [
-                    ("data", pa.list_(_input(SHAPES["tweets"]))),
-                    (
-                        "includes",
-                        pa.struct([(key, pa.list_(_input(SHAPES[table]))) for key, table in INCLUDES.items()]),
-                    ),
-                    ("meta", pa.struct([("result_count", pa.float64())])),
-                ]
-            ),
-        ),
-    ]
-)
-
-
 def _get(structs: pa.StructArray, path: Path) -> pa.Array:
-    """The values at the path, null where anything on the way is."""
+    """The values at the path, null where anything on the way is. Of a null type if no page holds any."""
     names = [part for part in path if isinstance(part, str)]
     for name in names:
+        if pa.types.is_null(structs.type):
+            return structs
         structs = structs.field(name) if structs.null_count == 0 else pc.struct_field(structs, name)
     return structs
 
@@ -311,6 +278,8 @@ def raw_hour(raw_key: str, received_at_us: int) -> tuple[str, int]:
 
 def _table(table: str, lists: pa.ListArray, books: _Books) -> pa.Table:
     """One row per object of the lists, one list per page."""
+    if lists.null_count == len(lists):
+        return TABLES[table].empty_table()
     page_of = pc.list_parent_indices(lists)
     rows = lists.flatten()
     schema = TABLES[table]
