@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -34,7 +35,7 @@ from compaction_dags.compaction.errors import (
     UnknownFormatError,
 )
 from compaction_dags.compaction.lake import Lake, RawObject
-from compaction_dags.compaction.memory import keep_for_reuse
+from compaction_dags.compaction.memory import keep_for_reuse, leave_pandas_out
 from compaction_dags.compaction.spill import KeyRange, SortedRows, ids_of, partition_of, read_unsorted, shares, stored
 from compaction_dags.compaction.tables import (
     Build,
@@ -59,6 +60,7 @@ ROWS_PER_FILE = 131_072
 _BYTES_PER_STEP: Final = 4_000_000
 _BYTES_PER_PROCESS: Final = 12_000_000
 """Raw that makes it worth to start one more process, which takes a second of CPU: about three seconds of work."""
+_TABLES_AT_ONCE: Final = 4
 _HOURS_BACK: Final = 72
 """How far back it is looked for a microbatch without unknown keys."""
 _MOST_PROCESSES: Final = 2
@@ -84,6 +86,7 @@ def plan_hours(
 
     An hour whose raw is gone is among them, for `compact_hour` to refuse: it fails by itself, and every time.
     """
+    _prepare(settings)
     if hours:
         return sorted({str(RawHour.parse(hour)) for hour in hours})
     lake = Lake(settings.lake)
@@ -95,6 +98,13 @@ def plan_hours(
         full=full,
     )
     return [str(hour) for hour in sorted({*found.hours, *found.refused})]
+
+
+def _prepare(settings: Settings) -> None:
+    """Set up the process for what is to come."""
+    keep_for_reuse()
+    if not settings.transform.function:
+        leave_pandas_out()
 
 
 def compact_hour(
@@ -110,7 +120,7 @@ def compact_hour(
 
     Raises the errors of `errors.py`; whatever it raises, tables hold a whole version and the hour can be done again.
     """
-    keep_for_reuse()
+    _prepare(settings)
     with tempfile.TemporaryDirectory(prefix="tweetlake-") as work:
         return _Hour(settings, RawHour.parse(hour), Path(work), now or datetime.now(UTC), rebuilding).run(progress)
 
@@ -176,11 +186,8 @@ class _Hour:
             self._merge_tweets(crew)
         summary = self._summary()
         self._accounting = {"tweetlake.summary": json.dumps(summary.as_dict())}
-        for name in SIDE_TABLES:
-            self._replace_side(name)
-        self._replace_whole("rejects", lambda *_: map(read_unsorted, self._read.rejects))
-        if self._rebuilding is None or not self._rebuilding.check_only:
-            self._tell_completeness(self._tell_coverage())
+        self._replace_the_rest()
+        if self._tells_of_the_run:
             self._replace_whole("ingested_files", self._ingested_rows)
         self._tell_unknown_keys(summary)
         return summary
@@ -262,6 +269,21 @@ class _Hour:
         )
 
     # The other tables: by raw hour, replaced whole.
+
+    def _replace_the_rest(self) -> None:
+        """Every table that neither comes first nor last. Replacing one is mostly waiting for S3, so several are at once."""
+        every: list[Callable[[], object]] = [partial(self._replace_side, name) for name in SIDE_TABLES]
+        every.append(partial(self._replace_whole, "rejects", lambda *_: map(read_unsorted, self._read.rejects)))
+        if self._tells_of_the_run:
+            every.append(lambda: self._tell_completeness(self._tell_coverage()))
+        at_once = _TABLES_AT_ONCE if self._rebuilding is None else 1  # comparing holds a table's rows in memory
+        with ThreadPoolExecutor(at_once) as threads:
+            for replaced in [threads.submit(replace) for replace in every]:
+                replaced.result()
+
+    @property
+    def _tells_of_the_run(self) -> bool:
+        return self._rebuilding is None or not self._rebuilding.check_only
 
     def _write_sides(self, crew: Crew[Worker]) -> None:
         sides = [SideRows(name, tuple(self._runs[name])) for name in SIDE_TABLES]

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from compaction_dags.compaction.errors import TransformError
+from compaction_dags.compaction.memory import knows_pandas
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,6 +94,10 @@ def load(name: str) -> Transform | None:
     """The function that `transform.function` names; None for an empty name. Raises TransformError."""
     if not name:
         return None
+    if not knows_pandas():
+        raise TransformError(
+            f"transform.function {name}: this process has compacted without a transform before; use another process"
+        )
     module_name, function_name = name.split(":")
     try:
         module = importlib.import_module(module_name)

@@ -21,7 +21,7 @@ from compaction_dags.compaction.counts import Count
 from compaction_dags.compaction.coverage import Account
 from compaction_dags.compaction.decode import Asked, RawPage, Reject, decode_pages, page_batches
 from compaction_dags.compaction.lake import Lake, RawObject
-from compaction_dags.compaction.memory import give_back, keep_for_reuse
+from compaction_dags.compaction.memory import give_back, keep_for_reuse, leave_pandas_out
 from compaction_dags.compaction.merge import latest_rows, merged_tweets
 from compaction_dags.compaction.raw_reader import Microbatch, read_microbatch
 from compaction_dags.compaction.spill import KeyRange, Opened, SortedRows, Spill, cut, event_hours, together
@@ -106,6 +106,8 @@ class Worker:
     def made(cls, settings: LakeSettings, function: str, folder: Path) -> Self:
         """One in a process of its own."""
         keep_for_reuse()
+        if not function:
+            leave_pandas_out()
         return cls(Lake(settings), transform.load(function), folder)
 
     # Reading.

@@ -48,8 +48,10 @@ _MISREAD_ESCAPE: Final = re.compile(rb"\\u(?:0000|[dD](?:8[4-9a-fA-F]|[9abAB]))"
 _SURELY_SHALLOW: Final = 10_000
 """A page of X has about 4,000 brackets; a stack of 1 MB holds arro3's recursion of this depth."""
 _EXACT_IN_DOUBLE: Final = 2**53
-_FIRST_TIME: Final = pa.scalar(datetime(1, 1, 1, tzinfo=UTC), TIME)
-_LAST_TIME: Final = pa.scalar(datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC), TIME)
+_FIRST_TIME: Final = -62_135_596_800_000_000
+"""Microseconds from 1970 to the beginning of year 1."""
+_LAST_TIME: Final = 253_402_300_799_999_999
+"""The same to the last microsecond of year 9999."""
 
 
 class Unfit(Exception):
@@ -177,7 +179,7 @@ def _values(array: pa.Array, leaf: Leaf) -> pa.Array:
 
 def _times(array: pa.Array) -> pa.Array:
     ends = pc.min_max(array)
-    if pc.less(ends["min"], _FIRST_TIME).as_py() or pc.greater(ends["max"], _LAST_TIME).as_py():
+    if ends["min"].value < _FIRST_TIME or ends["max"].value > _LAST_TIME:
         raise Unfit("a time before year 1 or after year 9999")
     return array
 
