@@ -179,8 +179,8 @@ def floor(folder: Path) -> Found:
     import fastavro
     import pyarrow as pa
 
-    from compaction_dags.compaction.decode import fast, page_batches
-    from compaction_dags.compaction.memory import keep_for_reuse
+    from compaction_dags.compaction.decode import Asked, fast, page_batches
+    from compaction_dags.compaction.memory import keep_for_reuse, leave_pandas_out
     from compaction_dags.compaction.merge import latest_rows, merged_tweets
     from compaction_dags.compaction.raw_reader import read_microbatch
     from compaction_dags.compaction.spill import Spill
@@ -188,6 +188,7 @@ def floor(folder: Path) -> Found:
     from schemas.curated import DECODED, KEYS
 
     keep_for_reuse()
+    leave_pandas_out()
     spent: dict[str, float] = {}
 
     def timed(part: str, do: Callable[[], Any]) -> Any:
@@ -196,9 +197,10 @@ def floor(folder: Path) -> Found:
         spent[part] = spent.get(part, 0.0) + time.process_time() - began
         return result
 
-    def parse(bodies: Any, schema: Any) -> Any:
-        return timed("parse", lambda: fast.parse_arro3(bodies, schema))
+    def parse(data: bytes, objects: int, schema: Any) -> Any:
+        return timed("parse", lambda: fast.parse_arro3(data, objects, schema))
 
+    asked = Asked()
     tables: dict[str, list[Any]] = {name: [] for name in DECODED}
     with tempfile.TemporaryDirectory() as work:
         spill = Spill(Path(work))
@@ -209,7 +211,7 @@ def floor(folder: Path) -> Found:
             ]
             timed("hashes", lambda d=data, b=bodies: [hashlib.sha256(each).digest() for each in (d, *b)])
             for batch in page_batches(read_microbatch(data, path.name).pages, 1 << 30):
-                rows = timed("columns", lambda b=batch: fast.decode(b, parse))
+                rows = timed("columns", lambda b=batch: fast.decode(b, parse, asked))
                 for name in DECODED:
                     columns = rows[name].select(file_schema(name).names)
                     kept = columns.take(list(range(columns.num_rows)))  # or what was parsed would stay in memory

@@ -173,6 +173,8 @@ class Spill:
 
     def add(self, table: str, rows: pa.Table) -> None:
         """Keep rows, given in any order."""
+        if table in self._folds:
+            rows = self._folded(table, rows)
         if rows.num_rows:
             self._waiting.setdefault(table, []).append(rows)
             self._bytes[table] += rows.get_total_buffer_size()

@@ -511,6 +511,17 @@ _DELTA_ENCODED = {"id", "conversation_id", "created_at", "editable_until", "edit
 """Sorted or nearly so: DELTA_BINARY_PACKED makes a file of tweets a tenth smaller than dictionaries do."""
 
 
+_SELDOM_TWICE = {
+    *("text", "text_sent", "author_id", "in_reply_to_user_id", "impression_count", "media_keys"),
+    *("mentions.id", "mentions.username", "urls.url", "urls.expanded_url", "urls.display_url", "urls.unwound_url"),
+    *("media_key", "url", "preview_image_url", "variants.url"),
+    *("name", "username", "description", "profile_image_url", "tweet_count"),
+}
+"""Columns whose values hardly ever come again within a row group: a dictionary of them is as long as they are. Without
+one, files are a tenth smaller and take a tenth less CPU to write.
+"""
+
+
 @cache
 def _parquet_options(name: str) -> dict[str, Any]:
     """Zstd 3, page index, large dictionaries, delta encoding of what is sorted. A Bloom filter on the key would only
@@ -528,7 +539,9 @@ def _parquet_options(name: str) -> dict[str, Any]:
         "write_page_index": True,
         "store_schema": False,
         "dictionary_pagesize_limit": 4 * 1024 * 1024,
-        "use_dictionary": [leaf for leaf in leaves if leaf not in delta],
+        "use_dictionary": [
+            leaf for leaf in leaves if leaf not in delta and leaf.replace(".list.element", "") not in _SELDOM_TWICE
+        ],
         "column_encoding": dict.fromkeys(delta, "DELTA_BINARY_PACKED"),
     }
     if name in KEYS:

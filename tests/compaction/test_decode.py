@@ -1,5 +1,6 @@
 """Decoding yields what the reference says, whichever way a page takes; nothing a page holds stops it or is lost."""
 
+import html
 import json
 import os
 from collections import Counter
@@ -332,6 +333,23 @@ def test_text_is_whole_and_without_entities_and_the_sent_text_stays() -> None:
     row = only_row(one_tweet(text="cut &amp; …", note_tweet={"text": "cut &amp; more &amp;lt; &#9731;"}))
     assert row["text"] == "cut & more &lt; ☃"
     assert row["text_sent"] == "cut &amp; …"
+
+
+@some_examples
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["&", "&amp;", "&lt;", "&gt;", "amp;", "lt;", "#39;", "&copy", "A", " "])).map(
+            "".join
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_entities_are_decoded_once_whichever_they_are(texts: list[str]) -> None:
+    pages = pages_of([one_tweet(id=str(number + 1), text=text) for number, text in enumerate(texts)])
+    found = fast.decode(pages, parse_arro3)["tweets"].sort_by("id")
+    assert found["text"].to_pylist() == [html.unescape(text) for text in texts]
+    assert found["text_sent"].to_pylist() == texts
 
 
 def test_a_long_post_has_the_entities_of_its_full_text() -> None:

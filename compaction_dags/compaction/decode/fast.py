@@ -41,12 +41,16 @@ from schemas.curated import DECODED, TABLES, TIME
 from schemas.keys import MicrobatchName
 from schemas.snowflake import EPOCH_MS, SHIFT
 
-Parser: TypeAlias = Callable[[Sequence[bytes], pa.Schema], pa.RecordBatch]
-"""JSON objects, one a body, and the schema to read them with -> one row per object. Raises anything for bad JSON."""
+Parser: TypeAlias = Callable[[bytes, int, pa.Schema], pa.RecordBatch]
+"""JSON objects, one after the other, how many, and the schema to read them with -> one row per object. Raises anything
+for bad JSON.
+"""
 
 _MISREAD_ESCAPE: Final = re.compile(rb"\\u(?:0000|[dD](?:8[4-9a-fA-F]|[9abAB]))")
 _SURELY_SHALLOW: Final = 10_000
 """A page of X has about 4,000 brackets; a stack of 1 MB holds arro3's recursion of this depth."""
+_ENTITIES: Final = (("&lt;", "<"), ("&gt;", ">"), ("&amp;", "&"))
+"""What X escapes. The ampersand last, or what it makes would be decoded again."""
 _EXACT_IN_DOUBLE: Final = 2**53
 _FIRST_TIME: Final = -62_135_596_800_000_000
 """Microseconds from 1970 to the beginning of year 1."""
@@ -58,9 +62,9 @@ class Unfit(Exception):
     """The batch holds something that only the exact way can read."""
 
 
-def parse_arro3(bodies: Sequence[bytes], schema: pa.Schema) -> pa.RecordBatch:
+def parse_arro3(data: bytes, objects: int, schema: pa.Schema) -> pa.RecordBatch:
     """Read by arrow-rs, which takes two thirds of the CPU of pyarrow.json. Only for bodies that are `safe_for_arro3`."""
-    reader = arro3.io.read_json(io.BytesIO(b"\n".join(bodies)), schema, batch_size=len(bodies) + 1)
+    reader = arro3.io.read_json(io.BytesIO(data), schema, batch_size=objects + 1)
     return _only_batch(pa.RecordBatchReader.from_stream(reader).read_all())
 
 
@@ -85,9 +89,8 @@ def _is_shallow(body: bytes) -> bool:
     return True
 
 
-def parse_pyarrow(bodies: Sequence[bytes], schema: pa.Schema) -> pa.RecordBatch:
+def parse_pyarrow(data: bytes, _objects: int, schema: pa.Schema) -> pa.RecordBatch:
     """Read by pyarrow: the tested alternative, and the way for bodies that arro3 must not be given."""
-    data = b"\n".join(bodies)
     table = pyarrow.json.read_json(
         io.BytesIO(data),
         read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
@@ -128,9 +131,9 @@ def _answers(pages: Sequence[RawPage], parse: Parser, asked: Asked) -> pa.Struct
 
 def _parse(pages: Sequence[RawPage], parse: Parser, schema: pa.Schema) -> pa.StructArray:
     """One struct per page, in order. The envelope around each body keeps a torn page from passing for two, or for none."""
-    bodies = [b'{"i":%d,"p":%b}' % (i, page.body) for i, page in enumerate(pages)]
+    lines = [part for i, page in enumerate(pages) for part in (b'{"i":%d,"p":' % i, page.body, b"}\n")]
     try:
-        batch = parse(bodies, schema)
+        batch = parse(b"".join(lines), len(pages), schema)
     except (Unfit, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # arro3 raises plain Exceptions, and a panic of Rust is a BaseException
@@ -150,8 +153,7 @@ def _only_batch(table: pa.Table) -> pa.RecordBatch:
 
 def _get(structs: pa.StructArray, path: Path) -> pa.Array:
     """The values at the path, null where anything on the way is. Of a null type if no page holds any."""
-    names = [part for part in path if isinstance(part, str)]
-    for name in names:
+    for name in path[:-1] if isinstance(path[-1], int) else path:
         if pa.types.is_null(structs.type):
             return structs
         structs = structs.field(name) if structs.null_count == 0 else pc.struct_field(structs, name)
@@ -245,12 +247,20 @@ def _node(shape: Shape, path: Path) -> Leaf | Items:
 
 
 def _unescaped(texts: pa.Array) -> pa.Array:
-    """Text with HTML entities decoded. Python sees only the few texts with an ampersand in them."""
+    """Text with HTML entities decoded. Python sees only the few texts with an ampersand that is none of X's own."""
     mask = pc.fill_null(pc.match_substring(texts, "&"), False)
-    escaped = texts.filter(mask).to_pylist()
-    if not escaped:
+    escaped = texts.filter(mask)
+    if not len(escaped):
         return texts
-    return pc.replace_with_mask(texts, mask, pa.array([html.unescape(text) for text in escaped], pa.string()))
+    plain, theirs = escaped, pc.count_substring(escaped, "&")
+    for entity, character in _ENTITIES:
+        theirs = pc.subtract(theirs, pc.count_substring(escaped, entity))
+        plain = pc.replace_substring(plain, entity, character)
+    others = pc.not_equal(theirs, 0)
+    if pc.any(others).as_py():
+        decoded = [html.unescape(text) for text in escaped.filter(others).to_pylist()]
+        plain = pc.replace_with_mask(plain, others, pa.array(decoded, pa.string()))
+    return pc.replace_with_mask(texts, mask, plain)
 
 
 # --- rows with their bookkeeping ---
