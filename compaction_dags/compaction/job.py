@@ -48,7 +48,7 @@ from compaction_dags.compaction.tables import (
     Partition,
     Present,
 )
-from compaction_dags.compaction.worker import SIDE_TABLES, SideRows, StepRead, TweetsShare, Worker
+from compaction_dags.compaction.worker import SIDE_TABLES, SideRows, StepRead, TweetsShare, Worker, Written
 from schemas.curated import TABLES
 from schemas.keys import RawHour
 from schemas.settings import Settings
@@ -57,7 +57,7 @@ log = logging.getLogger("tweetlake.compaction")
 
 ROWS_PER_FILE = 131_072
 """Tweets of a file, eight row groups: about 18 MB. An hour with more has several files, which processes write at once."""
-_BYTES_PER_STEP: Final = 4_000_000
+_BYTES_PER_STEP: Final = 2_000_000
 _BYTES_PER_PROCESS: Final = 12_000_000
 """Raw that makes it worth to start one more process, which takes a second of CPU: about three seconds of work."""
 _TABLES_AT_ONCE: Final = 4
@@ -182,8 +182,9 @@ class _Hour:
             self._decode(crew, listed, progress)
             if self._rebuilding is not None:
                 self._prepare_rebuild()
-            self._write_sides(crew)
             self._merge_tweets(crew)
+            if not self._sides:
+                self._write(crew, [])
         summary = self._summary()
         self._accounting = {"tweetlake.summary": json.dumps(summary.as_dict())}
         self._replace_the_rest()
@@ -232,11 +233,20 @@ class _Hour:
         wanted = [(hour, share) for hour, files in present.items() for share in self._shares(hour, files)]
         made: dict[Partition, list[LocalFile]] = {hour: [] for hour in present}
         self._merged |= {hour: Merged() for hour in present}
-        written = crew.map(Worker.write_tweets, [share for _, share in wanted])
-        for (hour, _), (files, counts) in zip(wanted, written, strict=True):
+        for (hour, _), (files, counts) in zip(wanted, self._write(crew, [share for _, share in wanted]), strict=True):
             made[hour] += files
             self._merged[hour] += counts
         return made
+
+    def _write(self, crew: Crew[Worker], shares: Sequence[TweetsShare]) -> list[Written]:
+        """The files of tweets. The first time those of the side tables too: last, as they are short and whoever has
+        written fewer tweets is free for them.
+        """
+        sides = [] if self._sides else [SideRows(name, tuple(self._runs[name])) for name in SIDE_TABLES]
+        tasks: list[TweetsShare | SideRows] = [*shares, *sides]
+        written = crew.map(Worker.write, tasks)
+        self._sides |= {side.table: files for side, (files, _) in zip(sides, written[len(shares) :], strict=True)}
+        return written[: len(shares)]
 
     def _shares(self, event_hour: Partition, present: Sequence[DataFile]) -> list[TweetsShare]:
         within = ids_of(event_hour)
@@ -284,10 +294,6 @@ class _Hour:
     @property
     def _tells_of_the_run(self) -> bool:
         return self._rebuilding is None or not self._rebuilding.check_only
-
-    def _write_sides(self, crew: Crew[Worker]) -> None:
-        sides = [SideRows(name, tuple(self._runs[name])) for name in SIDE_TABLES]
-        self._sides = dict(zip(SIDE_TABLES, crew.map(Worker.write_side, sides), strict=True))
 
     def _replace_side(self, name: str) -> None:
         self._replace(name, lambda present: dict.fromkeys(present, self._sides[name]))

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -76,6 +76,7 @@ class StepRead:
 class TweetsShare:
     """Tweets that make one file: those of an event hour in a range of ids."""
 
+    table: ClassVar[str] = "tweets"
     ids: KeyRange
     new: tuple[SortedRows, ...]
     old: tuple[SortedRows, ...]
@@ -89,6 +90,10 @@ class SideRows:
 
     table: str
     runs: tuple[SortedRows, ...]
+
+
+Written = tuple[list[LocalFile], Merged]
+"""The files of a task, and for tweets what was counted meanwhile."""
 
 
 class Worker:
@@ -165,14 +170,16 @@ class Worker:
 
     # Writing.
 
-    def write_tweets(self, share: TweetsShare) -> tuple[list[LocalFile], Merged]:
-        """Merge the new tweets of a share with those that are there, a range of ids at a time."""
+    def write(self, task: TweetsShare | SideRows) -> Written:
+        """The files of a task, a range of keys at a time."""
         counts = Merged()
-        files = write_file("tweets", self._merged(share, counts), self._folder)
+        rows = self._merged(task, counts) if isinstance(task, TweetsShare) else self._latest(task)
+        files = write_file(task.table, rows, self._folder)
         give_back()
         return files, counts
 
     def _merged(self, share: TweetsShare, counts: Merged) -> Iterator[pa.Table]:
+        """The new tweets of a share, merged with those that are there."""
         schema, key = file_schema("tweets"), KEYS["tweets"]
         runs = self._spill.joined("tweets", share.new, share.ids)
         new, old = Opened(runs), Opened(share.old)
@@ -198,13 +205,8 @@ class Worker:
             counts.filtered += of_file - counted(kept["raw_key"])
         return kept
 
-    def write_side(self, side: SideRows) -> list[LocalFile]:
-        """The latest row of every object, a range of keys at a time."""
-        files = write_file(side.table, self._latest(side), self._folder)
-        give_back()
-        return files
-
     def _latest(self, side: SideRows) -> Iterator[pa.Table]:
+        """The latest row of every object."""
         runs = self._spill.joined(side.table, side.runs)
         opened = Opened(runs)
         for keys in cut(runs):

@@ -30,8 +30,6 @@ from compaction_dags.compaction.decode.model import (
     Column,
     Items,
     Leaf,
-    Node,
-    Object,
     Path,
     Shape,
     key_column,
@@ -106,12 +104,13 @@ def decode(pages: Sequence[RawPage], parse: Parser, asked: Asked | None = None) 
     """
     try:
         answers = _answers(pages, parse, asked or Asked())
-        if pc.any(pc.and_(_get(answers, ("data",)).is_null(), _get(answers, ("meta",)).is_null())).as_py():
+        sent = _Sent(answers)
+        if pc.any(pc.and_(sent.at(("data",)).is_null(), sent.at(("meta",)).is_null())).as_py():
             raise Unfit("a page with neither data nor meta")
         books = _Books(pages)
-        parts = {"tweets": [_table("tweets", _get(answers, ("data",)), books)]}
+        parts = {"tweets": [_table("tweets", sent.at(("data",)), books)]}
         for key, table in INCLUDES.items():
-            parts.setdefault(table, []).append(_table(table, _get(answers, ("includes", key)), books))
+            parts.setdefault(table, []).append(_table(table, sent.at(("includes", key)), books))
     except (pa.ArrowException, OverflowError) as error:
         raise Unfit(str(error)[:200]) from error
     return {table: pa.concat_tables(parts[table]) for table in DECODED}
@@ -151,13 +150,22 @@ def _only_batch(table: pa.Table) -> pa.RecordBatch:
     return batches[0] if batches else pa.RecordBatch.from_pylist([], table.schema)
 
 
-def _get(structs: pa.StructArray, path: Path) -> pa.Array:
-    """The values at the path, null where anything on the way is. Of a null type if no page holds any."""
-    for name in path[:-1] if isinstance(path[-1], int) else path:
-        if pa.types.is_null(structs.type):
-            return structs
-        structs = structs.field(name) if structs.null_count == 0 else pc.struct_field(structs, name)
-    return structs
+class _Sent:
+    """What objects were sent with, by path. Each object on the way is taken apart once."""
+
+    def __init__(self, objects: pa.StructArray) -> None:
+        self.objects = objects
+        self._found: dict[Path, pa.Array] = {(): objects}
+
+    def at(self, path: Path) -> pa.Array:
+        """The values at the path, null where anything on the way is. Of a null type if no page holds any."""
+        if path not in self._found:
+            parent = self.at(path[:-1])
+            if pa.types.is_null(parent.type):
+                return parent
+            names = [(*path[:-1], each.name) for each in parent.type]
+            self._found |= zip(names, parent.flatten(), strict=True)
+        return self._found[path]
 
 
 # --- Arrow to Arrow: from what was sent to what a column holds ---
@@ -210,40 +218,32 @@ def _convert(array: pa.Array, node: Leaf | Items) -> pa.Array:
 def _structs(array: pa.StructArray, shape: Shape) -> pa.StructArray:
     """Structs in the form of the shape's columns."""
     fields = [column.field for column in shape.columns]
-    children = [_column(array, column, shape) for column in shape.columns]
+    sent = _Sent(array)
+    children = [_column(sent, column, shape) for column in shape.columns]
     mask = array.is_null() if array.null_count else None
     return pa.StructArray.from_arrays(children, fields=fields, mask=mask)
 
 
-def _column(structs: pa.StructArray, column: Column, shape: Shape) -> pa.Array:
+def _column(sent: _Sent, column: Column, shape: Shape) -> pa.Array:
     """One column: the first of its sources that is there. All nulls if X sent none."""
     chosen: pa.Array | None = None
     for path in column.paths:
-        sent = _get(structs, path)
-        if sent.null_count == len(sent):
+        *names, last = path
+        found = sent.at(tuple(names) if isinstance(last, int) else path)
+        if found.null_count == len(found):
             continue
-        values = _convert(sent, _node(shape, path))
-        if isinstance(path[-1], int):
-            values = pc.list_element(values, path[-1])  # raises where the list is shorter
+        values = _convert(found, shape.nodes[path])
+        if isinstance(last, int):
+            values = pc.list_element(values, last)  # raises where the list is shorter
         chosen = values if chosen is None else pc.coalesce(chosen, values)
         if chosen.null_count == 0:
             break
     type_ = column.field.type
     if chosen is None:
-        return pa.nulls(len(structs), type_)
+        return pa.nulls(len(sent.objects), type_)
     if column.form == HTML:
         chosen = _unescaped(chosen)
     return chosen if chosen.type.equals(type_) else chosen.cast(type_)
-
-
-def _node(shape: Shape, path: Path) -> Leaf | Items:
-    node: Node = shape.tree
-    for part in path:
-        if isinstance(part, str):
-            assert isinstance(node, Object)
-            node = node.keys[part]
-    assert isinstance(node, Leaf | Items)
-    return node
 
 
 def _unescaped(texts: pa.Array) -> pa.Array:
@@ -296,9 +296,10 @@ def _table(table: str, lists: pa.ListArray, books: _Books) -> pa.Table:
     rows = lists.flatten()
     schema = TABLES[table]
     shape = SHAPES[table]
-    sent = {column.name: _column(rows, column, shape) for column in shape.columns if column.paths}
+    objects = _Sent(rows)
+    sent = {column.name: _column(objects, column, shape) for column in shape.columns if column.paths}
     _check_keys(sent[key_column(table).name])
-    columns = sent | _computed(rows, sent, shape) | _bookkeeping(table, page_of, books, sent)
+    columns = sent | _computed(objects, sent, shape) | _bookkeeping(table, page_of, books, sent)
     arrays = [columns[field.name] if field.name in columns else pa.nulls(len(rows), field.type) for field in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
 
@@ -346,23 +347,23 @@ def _milliseconds(ids: pa.Array) -> npt.NDArray[np.int64]:
     return (numbers >> SHIFT) + EPOCH_MS
 
 
-def _computed(rows: pa.StructArray, sent: dict[str, pa.Array], shape: Shape) -> dict[str, pa.Array]:
+def _computed(objects: _Sent, sent: dict[str, pa.Array], shape: Shape) -> dict[str, pa.Array]:
     """Columns of posts that X does not send as such."""
     if "referenced_tweets" not in sent:
         return {}
     created = sent["created_at"]
     if created.null_count:
         created = pc.coalesce(created, pa.array(_milliseconds(sent["id"]) * 1_000, pa.int64()).cast(TIME))
-    return {"created_at": created, "urls_sent": _urls_sent(rows, shape), **_references(sent["referenced_tweets"])}
+    return {"created_at": created, "urls_sent": _urls_sent(objects, shape), **_references(sent["referenced_tweets"])}
 
 
-def _urls_sent(rows: pa.StructArray, shape: Shape) -> pa.Array:
+def _urls_sent(objects: _Sent, shape: Shape) -> pa.Array:
     urls = next(column for column in shape.columns if column.name == "urls")
     *notes, plain = urls.paths
-    of_notes = _column(rows, Column.of(urls.field, notes), shape)
+    of_notes = _column(objects, Column.of(urls.field, notes), shape)
     if of_notes.null_count == len(of_notes):
-        return pa.nulls(len(rows), urls.field.type)
-    sent = _column(rows, Column.of(urls.field, [plain]), shape)
+        return pa.nulls(len(of_notes), urls.field.type)
+    sent = _column(objects, Column.of(urls.field, [plain]), shape)
     return pc.if_else(of_notes.is_valid(), sent, pa.nulls(1, sent.type)[0])
 
 
@@ -371,7 +372,8 @@ def _references(references: pa.ListArray) -> dict[str, pa.Array]:
     kinds = {"replied_to_id": "replied_to", "quoted_id": "quoted", "retweeted_id": "retweeted"}
     post_of = pc.list_parent_indices(references).to_numpy(zero_copy_only=False)
     flat = references.flatten()
-    types, ids = _get(flat, ("type",)), _get(flat, ("id",))
+    sent = _Sent(flat)
+    types, ids = sent.at(("type",)), sent.at(("id",))
     columns = {}
     for name, kind in kinds.items():
         found = pc.and_(pc.fill_null(pc.equal(types, kind), False), ids.is_valid())

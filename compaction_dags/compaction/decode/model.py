@@ -63,6 +63,8 @@ class Shape:
 
     columns: tuple[Column, ...]
     tree: Object
+    nodes: dict[Path, Leaf | Items]
+    """What is at each path of a column."""
 
 
 Node: TypeAlias = Leaf | Items | Object
@@ -128,17 +130,19 @@ def _plant(tree: Object, path: Path, node: Node) -> None:
 def _shape(fields: Iterable[pa.Field], table: str = "") -> Shape:
     columns = []
     tree = Object()
+    nodes: dict[Path, Leaf | Items] = {}
     for arrow_field in fields:
         source = _metadata(arrow_field, "source")
         paths = () if source.startswith(DERIVED) else tuple(_path(text) for text in source.split("|"))
         columns.append(Column.of(arrow_field, paths))
         for path in paths:
-            _plant(tree, path, _node(arrow_field, isinstance(path[-1], int)))
+            nodes[path] = _node(arrow_field, isinstance(path[-1], int))
+            _plant(tree, path, nodes[path])
     for text in _KNOWN_WITHOUT_COLUMN.get(table, ()):
         _plant(tree, _path(text), Leaf(pa.null(), IGNORED))
     for text in _KNOWN_EMPTY.get(table, ()):
         _plant(tree, _path(text), Object())
-    return Shape(tuple(columns), tree)
+    return Shape(tuple(columns), tree, nodes)
 
 
 SHAPES: Final[dict[str, Shape]] = {table: _shape(TABLES[table], table) for table in DECODED}

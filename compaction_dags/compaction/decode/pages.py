@@ -52,7 +52,7 @@ class Decoded:
     """Values that did not fit their column and went to `extras`, by path."""
 
 
-def page_batches(pages: Iterable[RawPage], max_bytes: int = 8_000_000) -> Iterator[list[RawPage]]:
+def page_batches(pages: Iterable[RawPage], max_bytes: int = 6_000_000) -> Iterator[list[RawPage]]:
     """The pages in batches of at most `max_bytes` of bodies (one page may be larger): what bounds decoding's memory."""
     batch: list[RawPage] = []
     size = 0
