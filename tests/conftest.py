@@ -1,5 +1,6 @@
 """How tests are dealt to the processes of a run: a file at a time, and what waits more than it computes in one of them."""
 
+import pandas as pd  # noqa: F401 - so that hours with and without a transform can be compacted in one process
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 

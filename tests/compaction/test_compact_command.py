@@ -214,7 +214,7 @@ def test_when_it_is_told_to_end_it_clears_up_behind_it(place: Place, tmp_path: P
     code = (
         "import os, signal, sys\n"
         "from compaction_dags.compaction import __main__ as command, worker\n"
-        "worker.decode_pages = lambda _: os.kill(os.getpid(), signal.SIGTERM) or signal.pause()\n"
+        "worker.decode_pages = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM) or signal.pause()\n"
         f"command.main(['--full', '--config', {str(place.config())!r}])\n"
     )
     found = subprocess.run(

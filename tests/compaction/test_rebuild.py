@@ -126,8 +126,8 @@ def changed(monkeypatch: pytest.MonkeyPatch, change: Callable[[Decoded], None]) 
     """A decoder of another release."""
     decode = worker.decode_pages
 
-    def other(pages: Sequence[RawPage]) -> Decoded:
-        decoded = decode(pages)
+    def other(pages: Sequence[RawPage], **how: Any) -> Decoded:
+        decoded = decode(pages, **how)
         change(decoded)
         return decoded
 
@@ -187,7 +187,7 @@ def test_a_row_whose_latest_page_does_not_give_it_any_more_becomes_what_the_page
     original = worker.decode_pages
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            worker, "decode_pages", lambda pages: original([page for page in pages if b"loud" not in page.body])
+            worker, "decode_pages", lambda pages, **_: original([page for page in pages if b"loud" not in page.body])
         )
         (done,) = rebuilt(place)
     row = place.tweets()[FIRST]

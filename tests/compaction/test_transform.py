@@ -1,6 +1,7 @@
 """The user's own function: everything passes through pandas as it went in, and every misuse is told in one sentence."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -253,3 +254,39 @@ def test_the_function_in_the_documentation_works_as_it_stands(rows: pa.Table) ->
     assert kept.to_pylist() == [row | {"text": row["text"].lower()} for row in liked]
     for name in transform._KEPT:
         assert f"`{name}`" in document
+
+
+# --- pandas where it is needed only ---
+
+WITHOUT_PANDAS = """
+import sys
+import pyarrow as pa
+from compaction_dags.compaction import job, transform
+from compaction_dags.compaction.errors import TransformError
+from schemas.settings import Lake, Query, Settings, Transform
+
+def settings(function):
+    return Settings(lake=Lake(bucket="b"), query=[Query(name="q", rule="r")], transform=Transform(function=function))
+
+job.plan_hours(settings({first!r}), include_open=True, hours=["2026-11-20T12"])
+pa.array([1, None])
+print("pandas" in sys.modules)
+try:
+    print(transform.load("compaction_dags.examples:clean_and_filter").name)
+except TransformError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        ("compaction_dags.examples:clean_and_filter", ["True", "compaction_dags.examples:clean_and_filter"]),
+        ("", ["False", "transform.function .*: this process has compacted without a transform before; use another .*"]),
+    ],
+)
+def test_pandas_is_imported_for_a_transform_and_else_left_out(function: str, told: list[str]) -> None:
+    script = WITHOUT_PANDAS.format(first=function)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    for said, words in zip(done.stdout.splitlines(), told, strict=True):
+        assert re.fullmatch(words, said)
