@@ -13,6 +13,7 @@ What is bound for an hour (memory) is judged with --hour only.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -27,9 +28,10 @@ from typing import Any
 
 from benchmarks import compaction_data as data
 
-PEERS = ("polars", "duckdb", "pandas", "pandas, typed")
+PEERS = ("polars", "polars-avro", "duckdb", "pandas", "pandas, typed")
 CPU_BOUNDS = (
     ("polars", "Polars on typed Avro", 1.1),
+    ("polars-avro", "Polars on typed Avro, read by polars-avro", 1.1),
     ("duckdb", "DuckDB on lines of JSON", 0.5),
     ("pandas", "pandas on verbatim pages", 1 / 7),
     ("pandas, typed", "pandas on typed Avro", 1 / 7),
@@ -195,13 +197,13 @@ def compare(
             print(f"          with one process {_ratio(alone, runs[name], 'cpu'):.2f}")
     bounds.judge(f"wall, parts of {fastest}, the fastest here", _ratio(ours, runs[fastest], "wall"), 0.7)
     bounds.judge("a re-run with nothing new, CPU", _median(runs["again"], "cpu"), 2, " s")
-    sides = (("one process", alone, "rss_mb"), ("sum of two", ours, "all_mb")) if "polars" in peers else ()
-    for label, part, value in sides:
-        ratio = _ratio(part, runs["polars"], value, "rss_mb")
+    sides = (("one process", alone, "rss_mb"), ("sum of two", ours, "all_mb"))
+    for name, (label, part, value) in itertools.product([name for name in peers if name.startswith("polars")], sides):
+        ratio = _ratio(part, runs[name], value, "rss_mb")
         if hour:
-            bounds.judge(f"peak RSS, {label}, parts of Polars", ratio, 0.15)
+            bounds.judge(f"peak RSS, {label}, parts of {name}", ratio, 0.15)
         else:
-            print(f"          peak RSS, {label}, parts of Polars: {ratio:.2f} (judged with --hour)")
+            print(f"          peak RSS, {label}, parts of {name}: {ratio:.2f} (judged with --hour)")
     if floor:
         _tell_floor(runs["floor"], alone)
 

@@ -55,9 +55,20 @@ def polars(folder: Path) -> Found:
     """Typed Avro, one record an object, uncompressed: the kind its own reader takes least for."""
     import polars as pl
 
+    return _folded_by_polars(folder, lambda paths: pl.concat([pl.read_avro(path) for path in paths]))
+
+
+def polars_avro(folder: Path) -> Found:
+    """The same files, all read at once by the package polars-avro: faster, for twice the memory."""
+    from polars_avro import read_avro
+
+    return _folded_by_polars(folder, read_avro)
+
+
+def _folded_by_polars(folder: Path, read: Callable[[list[Path]], Any]) -> Found:
     with tempfile.TemporaryDirectory() as out:
         for table in TABLES:
-            frame = pl.concat([pl.read_avro(path) for path in sorted((folder / "typed" / table).glob("*.avro"))])
+            frame = read(sorted((folder / "typed" / table).glob("*.avro")))
             key = "media_key" if table == "media" else "id"
             rows = frame.height
             frame = frame.sort("at").unique(key, keep="last", maintain_order=True).sort(key)
@@ -235,6 +246,7 @@ CONTENDERS: dict[str, Callable[[Path], Found]] = {
     "tweetlake, one process": tweetlake_alone,
     "again": again,
     "polars": polars,
+    "polars-avro": polars_avro,
     "duckdb": duckdb,
     "pandas": pandas,
     "pandas, typed": pandas_typed,
