@@ -31,6 +31,8 @@ ROWS_PER_PIECE = 1_024
 """What is read of a run at once: while runs are merged, one piece of each may be in memory."""
 MOST_TOGETHER = 16
 """Runs that are read together, a piece of each in memory: 20 MB of users, which are spread over all of their keys."""
+_KEYS_COUNTED_AT_ONCE = 16_384
+"""Of pieces whose keys are counted all columns may stay in memory meanwhile: 20 MB of tweets."""
 _STRIDE = 16
 """Every so many rows a key is kept in memory, to cut ranges by."""
 _HOUR_MS = 3_600_000
@@ -120,7 +122,7 @@ def shares(sources: Sequence[SortedRows], within: KeyRange, keys_each: int) -> l
     opened = Opened([source for source in sources if source.overlaps(within)], [sources[0].key])
     found: list[KeyRange] = []
     least, count = within.least, 0
-    for part in cut(sources, within, keys_each):
+    for part in cut(sources, within, min(keys_each, _KEYS_COUNTED_AT_ONCE)):
         keys = np.unique(pa.concat_tables(tables)[0].to_numpy()) if (tables := opened.between(part)) else np.empty(0)
         for beyond in keys[-count % keys_each if count else keys_each :: keys_each].tolist():
             found.append(KeyRange(least, beyond))

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,6 +24,7 @@ from compaction_dags.compaction.spill import (
     event_hours,
     ids_of,
     read_unsorted,
+    shares,
     together,
 )
 from compaction_dags.compaction.tables import Partition, file_schema
@@ -240,6 +242,21 @@ def test_ranges_leave_no_hole_and_hold_about_as_many_rows_as_asked(
     assert [number for part in found for number in part] == sorted(numbers)
     for part in found:
         assert len(set(part)) <= rows + 3 * 16
+
+
+@pytest.mark.parametrize("counted_at_once", [50, 300, 100_000])
+def test_shares_are_cut_behind_so_many_keys_however_they_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted_at_once: int
+) -> None:
+    monkeypatch.setattr(spilling, "_KEYS_COUNTED_AT_ONCE", counted_at_once)
+    spill = Spill(tmp_path, bytes_waiting=1)
+    numbers = np.random.default_rng(7).integers(0, 5_000, size=(9, 400))
+    for some in numbers:
+        spill.add("tweets", pa.Table.from_pylist([{"id": int(each)} for each in some], schema=SCHEMA))
+    keys = np.unique(numbers).tolist()
+    found = shares(spill.runs("tweets"), KeyRange(), 300)
+    assert [share.beyond for share in found] == [*keys[300::300], None]
+    assert [share.least for share in found] == [None, *keys[300::300]]
 
 
 def test_a_file_that_another_engine_rewrote_is_put_in_order(tmp_path: Path) -> None:
