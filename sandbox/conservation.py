@@ -23,6 +23,8 @@ from schemas.snowflake import MAX_ID
 REACH = timedelta(days=7)
 CLIPPED_WITHIN = timedelta(minutes=4)
 """What is given up as out of reach may still have been reachable for so long."""
+_CLUES = 5
+"""Of so many lost posts it is told where they were seen last."""
 ON_TOP = {"reread_given_up", "backfill_given_up"}
 """Gaps of what was asked on top of the regular collection: what was covered stays covered."""
 
@@ -94,6 +96,8 @@ class Conserved:
     """Posts that raw holds again for the same query."""
     curated: int = 0
     lost: set[int] = field(default_factory=set)
+    clues: list[str] = field(default_factory=list)
+    """Where each lost post was last seen."""
     indexed_late: set[int] = field(default_factory=set)
     """Posts that search did not know yet whenever their stretch was asked for."""
     duplicated: int = 0
@@ -122,6 +126,7 @@ class Conserved:
             self.stored_twice + other.stored_twice,
             self.curated + other.curated,
             self.lost | other.lost,
+            self.clues + other.clues,
             self.indexed_late | other.indexed_late,
             self.duplicated + other.duplicated,
             self.invented | other.invented,
@@ -136,6 +141,7 @@ class Conserved:
             f"{len(self.lost)} lost, {self.duplicated} duplicated, {len(self.invented)} invented, "
             f"{self.mislabelled} mislabelled, {len(self.indexed_late)} indexed late, {self.stored_twice} stored twice, "
             f"{len(self.gaps)} gaps ({len(self.unreal_gaps)} not real)"
+            + "".join(f"; {clue}" for clue in self.clues[:_CLUES])
         )
 
 
@@ -162,7 +168,13 @@ def check(lake: Lake, x: RunningXApi, rules: Mapping[str, str]) -> Conserved:
                 continue
             late = post not in served and raw.was_hidden(name, post, rule, x)
             (found.indexed_late if late else found.lost).add(post)
-        found.lost |= stored.keys() - curated.keys() - _numbers(odd)
+            if not late:
+                found.clues.append(
+                    f"{post} of {name}: {'served' if post in served else 'never served'}, not in raw, {raw.covering(name, post)}"
+                )
+        uncurated = stored.keys() - curated.keys() - _numbers(odd)
+        found.clues += [f"{post} of {name}: in raw, not in curated" for post in uncurated]
+        found.lost |= uncurated
         found.invented |= stored.keys() - served.keys() - _numbers(odd)
     found.invented |= curated.keys() - set().union(*raw.posts.values())
     found.mislabelled = sum(
@@ -215,6 +227,13 @@ class _Raw:
         """Whether search did not know the post yet at any time at which a page that covers it was asked for."""
         pages = [page for page in self._pages[query] if page.lowest <= post < page.below]
         return bool(pages) and not any(x.truth(rule, post - 1, post + 1, at=page.requested_at) for page in pages)
+
+    def covering(self, query: str, post: int) -> str:
+        """Which pages say that they cover the post."""
+        pages = [page for page in self._pages[query] if page.lowest <= post < page.below]
+        made = snowflake.time_of(post).timestamp()
+        asked = ", ".join(f"{page.requested_at - made:.3f}" for page in pages)
+        return f"covered by {len(pages)} pages" + (f", asked for {asked} s after it was made" if pages else "")
 
     def _page(self, record: Record, shipped_at: datetime) -> None:
         name = record["query"]
