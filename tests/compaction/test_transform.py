@@ -266,7 +266,7 @@ from compaction_dags.compaction.errors import TransformError
 from schemas.settings import Lake, Query, Settings, Transform
 
 def settings(function):
-    return Settings(lake=Lake(bucket="b"), query=[Query(name="q", rule="r")], transform=Transform(function=function))
+    return Settings(lake=Lake(bucket="lake"), query=[Query(name="lake", rule="lake")], transform=Transform(function=function))
 
 job.plan_hours(settings({first!r}), include_open=True, hours=["2026-11-20T12"])
 pa.array([1, None])
