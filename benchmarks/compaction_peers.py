@@ -29,7 +29,9 @@ def _settings(processes: int) -> Any:
 def _tweetlake(processes: int) -> Found:
     """The whole job: list, read, verify, decode, fold, merge, check, commit; all tables; S3 to S3."""
     from compaction_dags.compaction.job import compact_hour
+    from compaction_dags.compaction.memory import leave_pandas_out
 
+    leave_pandas_out()  # as the command does
     done = compact_hour(_settings(processes), HOUR)
     return {"rows": done.rows_in, "tweets": done.tweets_written, "likes": None}
 
@@ -45,7 +47,9 @@ def tweetlake_alone(_folder: Path) -> Found:
 def again(_folder: Path) -> Found:
     """What the command does when nothing is new: find that out."""
     from compaction_dags.compaction import job
+    from compaction_dags.compaction.memory import leave_pandas_out
 
+    leave_pandas_out()
     settings = _settings(0)
     done = job.compact(settings, job.plan_hours(settings, include_open=True, full=True))
     return {"rows": done.rows_in, "tweets": done.tweets_written, "likes": None}

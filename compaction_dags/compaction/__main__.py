@@ -74,7 +74,10 @@ def main(context: click.Context, config: Path | None, hours: tuple[str, ...], cl
 def _compact(settings: Settings, hours: tuple[str, ...], closed_only: bool, full: bool) -> int:
     """Compact, print the summary, and say how it went as an exit code."""
     from compaction_dags.compaction import job
+    from compaction_dags.compaction.memory import leave_pandas_out
 
+    if not settings.transform.function:
+        leave_pandas_out()
     console = Console(stderr=True)
     wanted = job.plan_hours(settings, include_open=not closed_only, hours=hours or None, full=full)
     errors: list[Exception] = []

@@ -35,7 +35,7 @@ from compaction_dags.compaction.errors import (
     UnknownFormatError,
 )
 from compaction_dags.compaction.lake import Lake, RawObject
-from compaction_dags.compaction.memory import keep_for_reuse, leave_pandas_out
+from compaction_dags.compaction.memory import keep_for_reuse
 from compaction_dags.compaction.spill import KeyRange, SortedRows, ids_of, partition_of, read_unsorted, shares, stored
 from compaction_dags.compaction.tables import (
     Build,
@@ -86,7 +86,6 @@ def plan_hours(
 
     An hour whose raw is gone is among them, for `compact_hour` to refuse: it fails by itself, and every time.
     """
-    _prepare(settings)
     if hours:
         return sorted({str(RawHour.parse(hour)) for hour in hours})
     lake = Lake(settings.lake)
@@ -98,13 +97,6 @@ def plan_hours(
         full=full,
     )
     return [str(hour) for hour in sorted({*found.hours, *found.refused})]
-
-
-def _prepare(settings: Settings) -> None:
-    """Set up the process for what is to come."""
-    keep_for_reuse()
-    if not settings.transform.function:
-        leave_pandas_out()
 
 
 def compact_hour(
@@ -120,7 +112,7 @@ def compact_hour(
 
     Raises the errors of `errors.py`; whatever it raises, tables hold a whole version and the hour can be done again.
     """
-    _prepare(settings)
+    keep_for_reuse()
     with tempfile.TemporaryDirectory(prefix="tweetlake-") as work:
         return _Hour(settings, RawHour.parse(hour), Path(work), now or datetime.now(UTC), rebuilding).run(progress)
 

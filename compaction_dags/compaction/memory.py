@@ -46,8 +46,8 @@ class _NoPandas:
 def leave_pandas_out() -> None:
     """Keep pyarrow from importing pandas, which it tries once, when the first array is made: 33 MB and 0.3 s of CPU.
 
-    From then on pyarrow does not know the nulls of pandas: for processes without a transform only. Does nothing where
-    pandas is imported already.
+    From then on pyarrow does not know the nulls of pandas: only for processes that are ours alone, and have no transform.
+    Does nothing where pandas is imported already.
     """
     if "pandas" in sys.modules:
         return

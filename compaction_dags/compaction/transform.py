@@ -95,9 +95,7 @@ def load(name: str) -> Transform | None:
     if not name:
         return None
     if not knows_pandas():
-        raise TransformError(
-            f"transform.function {name}: this process has compacted without a transform before; use another process"
-        )
+        raise TransformError(f"transform.function {name}: this process was set up for none; use another process")
     module_name, function_name = name.split(":")
     try:
         module = importlib.import_module(module_name)
