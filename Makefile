@@ -14,6 +14,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 UPGRADE ?=
 export PYTHON
+unexport PYTHONDONTWRITEBYTECODE # or each of the hundreds of processes that tests start compiles all that it imports, Airflow too
 
 COMPILE := $(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --no-annotate \
            --python-version 3.11 $(if $(UPGRADE),--upgrade)
