@@ -192,14 +192,14 @@ def floor(folder: Path) -> Found:
     import io
 
     import fastavro
-    import pyarrow as pa
 
     from compaction_dags.compaction.decode import Asked, fast, page_batches
     from compaction_dags.compaction.memory import keep_for_reuse, leave_pandas_out
     from compaction_dags.compaction.merge import latest_rows, merged_tweets
     from compaction_dags.compaction.raw_reader import read_microbatch
+    from compaction_dags.compaction.rows import file_schema, united
     from compaction_dags.compaction.spill import Spill
-    from compaction_dags.compaction.tables import file_schema, write_file
+    from compaction_dags.compaction.tables import write_file
     from schemas.curated import DECODED, KEYS
 
     keep_for_reuse()
@@ -228,13 +228,12 @@ def floor(folder: Path) -> Found:
             for batch in page_batches(read_microbatch(data, path.name).pages, 1 << 30):
                 rows = timed("columns", lambda b=batch: fast.decode(b, parse, asked))
                 for name in DECODED:
-                    columns = rows[name].select(file_schema(name).names)
-                    kept = columns.take(list(range(columns.num_rows)))  # or what was parsed would stay in memory
+                    kept = rows[name].take(list(range(rows[name].num_rows)))  # or what was parsed would stay in memory
                     tables[name].append(kept)
                     timed("spill", lambda n=name, k=kept: spill.add(n, k))
         for name in DECODED:
             timed("spill", lambda n=name: spill.runs(n))
-            table = pa.concat_tables(tables.pop(name)).combine_chunks()
+            table = united(tables.pop(name), file_schema(name)).combine_chunks()
             folded = timed(
                 "fold", lambda t=table, n=name: merged_tweets(t) if n == "tweets" else latest_rows(t, KEYS[n])
             )

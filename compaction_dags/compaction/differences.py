@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from compaction_dags.compaction.merge import latest_rows
+from compaction_dags.compaction.rows import file_schema
 from compaction_dags.compaction.spill import Opened, cut, stored, together
 from compaction_dags.compaction.tables import (
     CuratedTable,
@@ -19,7 +20,6 @@ from compaction_dags.compaction.tables import (
     Make,
     Partition,
     Present,
-    file_schema,
     read_files,
 )
 from schemas.curated import KEYS

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from compaction_dags.compaction.tables import Partition, conformed, file_schema
+from compaction_dags.compaction.rows import file_schema, united, whole
+from compaction_dags.compaction.tables import Partition
 from schemas import snowflake
 from schemas.curated import KEYS
 from schemas.keys import RawHour
@@ -85,6 +86,11 @@ class Opened:
         self._sources = [(source, _open(source, columns)) for source in sources]
         self._held: list[dict[int, pa.Table]] = [{} for _ in self._sources]
 
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns that any of the sources has."""
+        return pa.unify_schemas([pieces.schema for _, pieces in self._sources])
+
     def between(self, keys: KeyRange) -> list[pa.Table]:
         """The rows of a range out of all sources, those of the first source first; each table sorted by key."""
         found = []
@@ -132,8 +138,10 @@ def shares(sources: Sequence[SortedRows], within: KeyRange, keys_each: int) -> l
 
 
 def together(sources: Opened, keys: KeyRange, schema: pa.Schema) -> pa.Table:
-    """The rows of a range out of all sources as one table, those of the first source first."""
-    return pa.concat_tables([schema.empty_table(), *sources.between(keys)])
+    """The rows of a range out of all sources as one table, those of the first source first. It has the columns that any
+    of them has; all of them if there is no row.
+    """
+    return united(sources.between(keys), schema)
 
 
 def partition_of(hour: RawHour) -> Partition:
@@ -200,27 +208,28 @@ class Spill:
 
     def keep_unsorted(self, table: str, rows: pa.Table) -> Path:
         """Keep rows of a table that has no key, in a file for `read_unsorted`."""
-        return self._write(table, [rows])
+        return self._write([rows], file_schema(table))
 
     def _write_run(self, table: str) -> None:
         waiting = self._waiting.pop(table, [])
         del self._bytes[table]
         if not waiting:
             return
-        rows = self._folded(table, pa.concat_tables(waiting))
-        self._runs.setdefault(table, []).append(self._run(table, [rows]))
+        rows = self._folded(table, united(waiting, file_schema(table)))
+        self._runs.setdefault(table, []).append(self._run(table, [rows], rows.schema))
 
     def _joined(self, table: str, runs: Sequence[SortedRows], within: KeyRange) -> SortedRows:
-        opened, schema = Opened(runs), file_schema(table)
-        return self._run(table, (self._folded(table, together(opened, keys, schema)) for keys in cut(runs, within)))
+        opened = Opened(runs)
+        parts = (self._folded(table, together(opened, keys, opened.schema)) for keys in cut(runs, within))
+        return self._run(table, parts, opened.schema)
 
     def _folded(self, table: str, rows: pa.Table) -> pa.Table:
         if table in self._folds:
             return self._folds[table](rows)
         return rows.take(pc.sort_indices(rows[KEYS[table]]))
 
-    def _run(self, table: str, parts: Iterable[pa.Table]) -> SortedRows:
-        """Write sorted rows as a run."""
+    def _run(self, table: str, parts: Iterable[pa.Table], schema: pa.Schema) -> SortedRows:
+        """Write sorted rows as a run, with these columns."""
         bounds: list[Bounds] = []
         sampled = [file_schema(table).empty_table()[KEYS[table]].combine_chunks()]
 
@@ -234,16 +243,15 @@ class Spill:
                 sampled.append(_every_so_many(keys))
                 yield rows
 
-        path = self._write(table, seen())
+        path = self._write(seen(), schema)
         return SortedRows(path, table, tuple(bounds), pa.concat_arrays(sampled))
 
-    def _write(self, table: str, parts: Iterable[pa.Table]) -> Path:
+    def _write(self, parts: Iterable[pa.Table], schema: pa.Schema) -> Path:
         self._count += 1
         path = self._folder / f"{self._count:06d}.arrow"
-        schema = file_schema(table)
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for rows in parts:
-                writer.write_table(rows.select(schema.names).cast(schema).combine_chunks(), ROWS_PER_PIECE)
+                writer.write_table(whole(rows, schema).combine_chunks(), ROWS_PER_PIECE)
         return path
 
 
@@ -265,16 +273,19 @@ def stored(path: Path, table: str) -> SortedRows:
 
 
 class _Pieces(Protocol):
+    schema: pa.Schema
+
     def read(self, piece: int) -> pa.Table:
         """Its rows, sorted by key."""
 
 
 class _RunPieces:
     def __init__(self, source: SortedRows, columns: Sequence[str] | None) -> None:
-        schema = file_schema(source.table)
-        fields = None if columns is None else [schema.get_field_index(name) for name in columns]
+        file = pa.OSFile(str(source.path))
+        self.schema = pa.ipc.open_file(file).schema
+        fields = None if columns is None else [self.schema.get_field_index(name) for name in columns]
         options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
-        self._file = pa.ipc.open_file(pa.OSFile(str(source.path)), options=options)
+        self._file = pa.ipc.open_file(file, options=options)
 
     def read(self, piece: int) -> pa.Table:
         return pa.Table.from_batches([self._file.get_batch(piece)])
@@ -284,13 +295,13 @@ class _StoredPieces:
     def __init__(self, source: SortedRows, columns: Sequence[str] | None) -> None:
         schema = file_schema(source.table)
         self._columns = columns
-        self._schema = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+        self.schema = schema if columns is None else pa.schema([schema.field(name) for name in columns])
         self._key = source.key
         self._file = pq.ParquetFile(source.path)
 
     def read(self, piece: int) -> pa.Table:
         rows = self._file.read_row_group(piece, self._columns, use_threads=False)
-        return _in_order(conformed(rows, self._schema), self._key)
+        return _in_order(whole(rows, self.schema), self._key)
 
 
 def _open(source: SortedRows, columns: Sequence[str] | None) -> _Pieces:

@@ -36,6 +36,7 @@ from deltalake.transaction import AddAction, CommitProperties, RemoveAction
 
 from compaction_dags.compaction.errors import ConflictError, LakeRefusedError, LakeUnreachableError
 from compaction_dags.compaction.lake import Lake
+from compaction_dags.compaction.rows import PARTITIONED_BY, file_schema, whole
 from schemas.curated import KEYS, TABLES
 
 ROWS_PER_GROUP = 16_384
@@ -46,7 +47,6 @@ _CHUNKS_PER_GROUP = 4
 PATIENCE_SECONDS = 300.0
 """How long a commit that others are always ahead of is tried again."""
 
-_PARTITIONED_BY = ["date", "hour"]
 _ONCE = CommitProperties(max_commit_retries=0)
 _READS_AT_ONCE = 8
 _WRITES_AT_ONCE = 4
@@ -161,21 +161,6 @@ Build = Callable[[Partition, Sequence[DataFile]], Iterable[pa.Table]]
 
 Check = Callable[[Mapping[Partition, Change]], None]
 """Called right before a commit with everything that was built for it; raises to stop it."""
-
-
-@cache
-def file_schema(name: str) -> pa.Schema:
-    """What is in a table's Parquet files: all but the partition columns. What columns mean is said in the Delta log."""
-    return pa.schema([pa.field(each.name, each.type) for each in TABLES[name] if each.name not in _PARTITIONED_BY])
-
-
-def conformed(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Rows of a file that may be older than `schema`: columns it lacks are null."""
-    columns = [
-        rows[each.name].cast(each.type) if each.name in rows.schema.names else pa.nulls(rows.num_rows, each.type)
-        for each in schema
-    ]
-    return pa.table(columns, schema=schema)
 
 
 class CuratedTable:
@@ -316,7 +301,7 @@ class CuratedTable:
                 actions,
                 mode="append",
                 schema=self.schema,
-                partition_by=_PARTITIONED_BY,
+                partition_by=PARTITIONED_BY,
                 commit_properties=CommitProperties(custom_metadata=dict(metadata), max_commit_retries=0),
             )
         except CommitFailedError:
@@ -398,7 +383,7 @@ class CuratedTable:
             self._lake.uri(self._root),
             schema=self.schema,
             mode="error",
-            partition_by=_PARTITIONED_BY,
+            partition_by=PARTITIONED_BY,
             name=self.name,
             description=(self.schema.metadata or {}).get(b"doc", b"").decode(),
             configuration=_properties(self.name),
@@ -456,7 +441,7 @@ def read_files(name: str, files: Iterable[Any], columns: Sequence[str] | None = 
     for file in files:
         stored = pq.ParquetFile(file, pre_buffer=True)
         present = [each for each in wanted if each in stored.schema_arrow.names]
-        tables.append(conformed(stored.read(columns=present), schema))
+        tables.append(whole(stored.read(columns=present), schema))
     return pa.concat_tables(tables)
 
 
@@ -490,32 +475,36 @@ def _row_groups(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Ta
     """The same rows in pieces of ROWS_PER_GROUP, in chunks of the same length, however they were divided before: a file's
     bytes depend on both.
     """
-    chunks = _chunks(tables, schema, ROWS_PER_GROUP // _CHUNKS_PER_GROUP)
+    chunks = _chunks(tables, ROWS_PER_GROUP // _CHUNKS_PER_GROUP)
     while group := list(itertools.islice(chunks, _CHUNKS_PER_GROUP)):
-        yield _taken_together(group)
+        yield whole(_taken_together(group), schema)
 
 
 def _taken_together(tables: list[pa.Table]) -> pa.Table:
     """The rows of all. The list is emptied, so that they are let go once they are written."""
-    rows = pa.concat_tables(tables)
+    rows = pa.concat_tables(tables, promote_options="default")
     tables.clear()
     return rows
 
 
-def _chunks(tables: Iterable[pa.Table], schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
+def _chunks(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
     """The same rows in tables of one chunk, all but the last of so many rows."""
     waiting: list[pa.Table] = []
     count = 0
     for table in tables:
-        rest = table.select(schema.names).cast(schema)
+        rest = table
         while count + rest.num_rows >= rows:
             taken = rows - count
-            yield pa.concat_tables([*waiting, rest.slice(0, taken)]).combine_chunks()
+            yield _one([*waiting, rest.slice(0, taken)])
             rest, waiting, count = rest.slice(taken), [], 0
         waiting.append(rest)
         count += rest.num_rows
     if count:
-        yield pa.concat_tables(waiting).combine_chunks()
+        yield _one(waiting)
+
+
+def _one(tables: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables(tables, promote_options="default").combine_chunks()
 
 
 _DELTA_ENCODED = {"id", "conversation_id", "created_at", "editable_until", "edit_history_tweet_ids.list.element"}

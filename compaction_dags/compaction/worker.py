@@ -24,8 +24,9 @@ from compaction_dags.compaction.lake import Lake, RawObject
 from compaction_dags.compaction.memory import give_back, keep_for_reuse, leave_pandas_out
 from compaction_dags.compaction.merge import latest_rows, merged_tweets
 from compaction_dags.compaction.raw_reader import Microbatch, read_microbatch
+from compaction_dags.compaction.rows import file_schema, united, whole
 from compaction_dags.compaction.spill import KeyRange, Opened, SortedRows, Spill, cut, event_hours, together
-from compaction_dags.compaction.tables import LocalFile, Partition, file_schema, write_file
+from compaction_dags.compaction.tables import LocalFile, Partition, write_file
 from compaction_dags.compaction.transform import Transform
 from schemas.curated import DECODED, KEYS
 from schemas.settings import Lake as LakeSettings
@@ -189,12 +190,12 @@ class Worker:
             if share.rebuilt:
                 stored = _behind(stored, fresh, share.rebuilt, counts)
             counts.together += distinct(fresh[key], stored[key])
-            yield merged_tweets(pa.concat_tables([fresh, stored])) if stored.num_rows else fresh
+            yield merged_tweets(united([fresh, stored], schema)) if stored.num_rows else fresh
 
     def _new_tweets(self, read: pa.Table, counts: Merged) -> pa.Table:
         """New tweets, one row an id, as the user's transform leaves them."""
         folded = merged_tweets(read)
-        kept = self._transform.apply(folded) if self._transform else folded
+        kept = self._transform.apply(whole(folded, file_schema("tweets"))) if self._transform else folded
         counts.read += read.num_rows
         counts.ids += distinct(read[KEYS["tweets"]])
         counts.merged += folded.num_rows

@@ -26,7 +26,8 @@ from compaction_dags.compaction.errors import (
     LakeUnreachableError,
 )
 from compaction_dags.compaction.merge import merged_tweets
-from compaction_dags.compaction.tables import Build, CuratedTable, DataFile, Partition, file_schema
+from compaction_dags.compaction.rows import file_schema
+from compaction_dags.compaction.tables import Build, CuratedTable, DataFile, Partition
 from sandbox.s3_faults import S3Fault, running_s3_proxy
 from schemas.curated import TABLES
 from schemas.snowflake import first_id_at

@@ -25,6 +25,7 @@ from compaction_dags.compaction.decode import (
     sample,
 )
 from compaction_dags.compaction.decode.asked import EVERYTHING
+from compaction_dags.compaction.rows import file_schema, whole
 from schemas.curated import DECODED, TABLES
 from schemas.snowflake import time_of
 from tests.compaction import answers
@@ -52,7 +53,13 @@ def rows(tables: dict[str, pa.Table]) -> dict[str, list[str]]:
     """Rows as text, sorted: the order of rows is not promised."""
     for table in tables.values():
         table.validate(full=True)
-    return {name: sorted(map(told, table.to_pylist())) for name, table in tables.items()}
+    return {name: sorted(map(told, whole(table, file_schema(name)).to_pylist())) for name, table in tables.items()}
+
+
+def whole_rows(decoded: Decoded, table: str = "tweets") -> list[dict[str, Any]]:
+    """Rows with all columns, those too that were left out."""
+    found: list[dict[str, Any]] = whole(decoded.tables[table], file_schema(table)).to_pylist()
+    return found
 
 
 def told(row: dict[str, Any]) -> str:
@@ -63,7 +70,7 @@ def expected(pages: list[RawPage]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {name: [] for name in DECODED}
     for one in pages:
         for name, made in rows_of(one, json.loads(one.body)).items():
-            found[name] += map(told, made)
+            found[name] += (told({column: row[column] for column in file_schema(name).names}) for row in made)
     return {name: sorted(made) for name, made in found.items()}
 
 
@@ -79,7 +86,7 @@ def one_tweet(**fields: Any) -> bytes:
 
 
 def only_row(body: bytes, table: str = "tweets") -> dict[str, Any]:
-    (row,) = decode_pages([page(body)]).tables[table].to_pylist()
+    (row,) = whole_rows(decode_pages([page(body)]), table)
     return row
 
 
@@ -142,11 +149,23 @@ def test_realistic_pages_take_the_fast_way(vocabulary: str) -> None:
     assert not any(sample.has_unknown_keys(one.body) for one in pages)
 
 
-def test_every_table_has_exactly_its_schema() -> None:
+def test_every_table_has_columns_of_its_schema_and_all_that_hold_anything() -> None:
     both = pages_of([World().body(3), b'{"meta":{"result_count":0}}', b"[]", one_tweet(new=1)])
     for pages in (both, both[:1], both[1:2], both[3:], []):
         for name, table in decode_pages(pages).tables.items():
-            assert table.schema.equals(TABLES[name], check_metadata=True)
+            schema = file_schema(name)
+            assert {each.name: each.type for each in table.schema}.items() <= {
+                each.name: each.type for each in schema
+            }.items()
+            assert whole(table, schema).schema.equals(schema, check_metadata=True)
+
+
+def test_a_column_that_holds_nothing_is_left_out_until_it_holds_something() -> None:
+    without, held = one_tweet(lang=None), one_tweet(lang="en")
+    for parse in (parse_arro3, parse_pyarrow):
+        assert "lang" not in decode_pages([page(without)], parse).tables["tweets"].schema.names
+        both = decode_pages([page(without), page(held, 1)], parse).tables["tweets"]
+        assert set(both["lang"].to_pylist()) == {"en", None}
 
 
 # --- answers with something wrong in them ---
@@ -279,7 +298,7 @@ def test_one_bad_tweet_costs_no_other() -> None:
 @pytest.mark.parametrize("parse", [parse_arro3, parse_pyarrow])
 def test_ids_are_held_exactly(sent: Any, held: int, parse: fast.Parser) -> None:
     body = one_tweet(id=sent, author_id=sent, edit_history_tweet_ids=[sent])
-    (row,) = decode_pages([page(body)], parse).tables["tweets"].to_pylist()
+    (row,) = whole_rows(decode_pages([page(body)], parse))
     assert (row["id"], row["author_id"], row["edit_history_tweet_ids"]) == (held, held, [held])
 
 
@@ -307,7 +326,7 @@ def test_counts_are_held_exactly_or_kept_as_they_are(sent: Any, held: int | None
 
 def test_a_value_that_does_not_fit_is_kept_and_counted() -> None:
     decoded = decode_pages([page(one_tweet(author_id="9223372036854775808", lang=["en"], created_at="yesterday"))])
-    (row,) = decoded.tables["tweets"].to_pylist()
+    (row,) = whole_rows(decoded)
     assert json.loads(row["extras"]) == {
         "author_id": "9223372036854775808",
         "lang": ["en"],
@@ -320,13 +339,11 @@ def test_a_value_that_does_not_fit_is_kept_and_counted() -> None:
     assert not decoded.rejects
 
 
-def test_creation_and_event_hour_come_from_the_id() -> None:
+def test_creation_comes_from_the_id_where_x_left_it_out() -> None:
     row = only_row(one_tweet(created_at=None))
     assert row["created_at"] == time_of(1700000000000000000)
-    assert (row["date"], row["hour"]) == ("2023-09-08", 4)
     said_otherwise = only_row(one_tweet(created_at="2001-01-01T00:00:00.000Z"))
     assert said_otherwise["created_at"].year == 2001
-    assert (said_otherwise["date"], said_otherwise["hour"]) == ("2023-09-08", 4)
 
 
 def test_text_is_whole_and_without_entities_and_the_sent_text_stays() -> None:
@@ -365,7 +382,7 @@ def test_lone_surrogates_and_bytes_that_are_no_utf8_become_the_replacement_chara
     escaped = b'{"data":[{"id":"1","text":"a\\ud800b"},{"id":"2","text":"\\udc00"},{"id":"3","text":"\\ud83d\\ude00"}],"meta":{}}'
     raw = b'{"data":[{"id":"4","text":"a\xff\xfeb"}],"meta":{}}'
     decoded = decode_pages(pages_of([escaped, raw]))
-    assert {row["id"]: row["text"] for row in decoded.tables["tweets"].to_pylist()} == {
+    assert {row["id"]: row["text"] for row in whole_rows(decoded)} == {
         1: "a\ufffdb",
         2: "\ufffd",
         3: "😀",
@@ -411,7 +428,7 @@ def test_numbers_that_are_none_stop_nothing() -> None:
 def test_the_last_of_two_equal_keys_counts_whoever_reads() -> None:
     body = b'{"data":[{"id":"1","text":"a","id":"2","text":"b"}],"meta":{},"meta":{"result_count":1}}'
     for parse in (parse_arro3, parse_pyarrow):
-        (row,) = decode_pages([page(body)], parse).tables["tweets"].to_pylist()
+        (row,) = whole_rows(decode_pages([page(body)], parse))
         assert (row["id"], row["text"]) == (2, "b")
 
 
@@ -421,7 +438,7 @@ def test_deep_nesting_stops_nothing(depth: int) -> None:
     beside = b'{"data":[{"id":"1","new":' + deep + b'}],"meta":{}}'
     inside = b'{"data":[{"id":"2","text":' + deep + b'}],"meta":{}}'
     decoded = decode_pages(pages_of([beside, inside, one_tweet(id="3")]))
-    kept = {row["id"] for row in decoded.tables["tweets"].to_pylist()}
+    kept = {row["id"] for row in whole_rows(decoded)}
     assert kept == {1, 3}
     assert {one.record_index: one.reason for one in decoded.rejects} == {0: "keys_too_deep", 1: "page_too_deep"}
 
@@ -453,7 +470,7 @@ def test_unknown_keys_are_kept_at_their_own_paths_and_counted() -> None:
         entities={"hashtags": [{"tag": "x"}, {"tag": "y", "color": "red"}]},
     )
     decoded = decode_pages([page(body)])
-    (row,) = decoded.tables["tweets"].to_pylist()
+    (row,) = whole_rows(decoded)
     assert json.loads(row["extras"]) == {
         "new_key": {"a": [1, "é"]},
         "public_metrics": {"share_count": 2},
@@ -471,7 +488,7 @@ def test_one_page_with_unknown_keys_sends_its_whole_microbatch_the_exact_way() -
         return one_tweet(id=str(number), new_key=number, text="x" * padding)
 
     def keys(decoded: Decoded) -> dict[int, str | None]:
-        return {row["id"]: row["extras"] for row in decoded.tables["tweets"].to_pylist()}
+        return {row["id"]: row["extras"] for row in whole_rows(decoded)}
 
     plain = one_tweet(id="9", text="y" * 50)
     sampled = [page(body(1), 0), page(body(2, 100), 1), page(plain, 0, sequence=2)]
@@ -559,7 +576,7 @@ def test_rows_say_which_page_they_come_from() -> None:
     pages = [page(world.body(2), index, sequence, query) for sequence, index, query in ((1, 0, "a"), (2, 3, "b"))]
     by_page = {
         (row["raw_key"], row["record_index"], tuple(row["matched_queries"]), row["fetched_at"].microsecond)
-        for row in decode_pages(pages).tables["tweets"].to_pylist()
+        for row in whole_rows(decode_pages(pages))
     }
     assert by_page == {(raw_key(1), 0, ("a",), 0), (raw_key(2), 3, ("b",), 3)}
 

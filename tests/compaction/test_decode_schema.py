@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from compaction_dags.compaction.decode import RawPage, decode_pages, exact
+from compaction_dags.compaction.rows import file_schema, whole
 from schemas.curated import DECODED, KEYS, TABLES
 from tests.compaction.pages import NOON, World, encode, raw_key, to_post_vocabulary
 
@@ -100,7 +101,7 @@ def test_a_column_with_a_source_is_filled_from_it() -> None:
         "author_username source paid_partnership scopes_followers community_id card_uri display_text_range "
         "withheld_copyright withheld_country_codes withheld_scope cashtags urls_sent media_source_tweet_ids retweeted_id"
     )
-    for name in TABLES["tweets"].names:
+    for name in file_schema("tweets").names:
         column = TABLES["tweets"].field(name)
         is_json = column.metadata.get(b"form") == b"json"
         if not is_json and name != "extras" and name not in never.split():
@@ -110,7 +111,7 @@ def test_a_column_with_a_source_is_filled_from_it() -> None:
 def _tables() -> dict[str, pa.Table]:
     world = World()
     pages = [RawPage(raw_key(), n, "lake", int(NOON.timestamp()) * 1_000_000, world.body()) for n in range(12)]
-    return decode_pages(pages).tables
+    return {name: whole(table, file_schema(name)) for name, table in decode_pages(pages).tables.items()}
 
 
 def test_duckdb_polars_and_pandas_read_what_is_written(tmp_path: Path) -> None:
@@ -156,5 +157,6 @@ def test_the_readme_names_every_table_and_every_reason_to_reject() -> None:
 def test_a_page_in_post_names_fills_the_same_columns() -> None:
     answer = World().page(5)
     for body in (encode(answer), encode(to_post_vocabulary(answer))):
-        row = decode_pages([RawPage(raw_key(), 0, "lake", 0, body)]).tables["tweets"].to_pylist()[0]
+        tables = decode_pages([RawPage(raw_key(), 0, "lake", 0, body)]).tables
+        row = whole(tables["tweets"], file_schema("tweets")).to_pylist()[0]
         assert row["edit_history_tweet_ids"] == [row["id"]]

@@ -14,7 +14,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from compaction_dags.compaction import spill as spilling
+from compaction_dags.compaction import tables
 from compaction_dags.compaction.merge import latest_rows, merged_tweets
+from compaction_dags.compaction.rows import file_schema
 from compaction_dags.compaction.spill import (
     KeyRange,
     Opened,
@@ -27,7 +29,7 @@ from compaction_dags.compaction.spill import (
     shares,
     together,
 )
-from compaction_dags.compaction.tables import Partition, file_schema
+from compaction_dags.compaction.tables import Partition
 from schemas.keys import RawHour
 from schemas.snowflake import MAX_ID, first_id_at, time_of
 
@@ -203,6 +205,42 @@ def test_many_runs_are_joined_into_few_that_hold_the_same(
     else:
         assert found.num_rows == len(rows)
         assert told(merged_tweets(found)) == oracle(rows)
+
+
+def without_what_holds_nothing(rows: pa.Table) -> pa.Table:
+    return rows.select([name for name in rows.schema.names if rows[name].null_count < rows.num_rows])
+
+
+@many
+@given(st.lists(sightings(most=30), min_size=1, max_size=6), st.data(), st.booleans())
+def test_a_file_is_the_same_whichever_columns_were_left_out_on_the_way(
+    tmp_path_factory: pytest.TempPathFactory, groups: list[list[Row]], data: st.DataObject, at_once: bool
+) -> None:
+    tags = [{"start": 0, "end": 5, "tag": "lake"}]
+    for row in (row for group in groups for row in group):
+        more = st.sampled_from([{}, {}, {}, {"lang": "en"}, {"hashtags": tags}, {"hashtags": [], "lang": "de"}])
+        row.update(data.draw(more))
+    written = []
+    for leave_out in (without_what_holds_nothing, lambda rows: rows):
+        folder = tmp_path_factory.mktemp("spill")
+        spill = Spill(folder, bytes_waiting=10_000_000 if at_once else 0)
+        for rows in groups:
+            spill.add("tweets", leave_out(table(rows)))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(spilling, "MOST_TOGETHER", 2)
+            patch.setattr(tables, "ROWS_PER_GROUP", 8)
+            runs = spill.joined("tweets", spill.runs("tweets"))
+            opened = Opened(runs)
+            parts = (merged_tweets(together(opened, keys, SCHEMA)) for keys in cut(runs, rows=5))
+            written.append([file.path.read_bytes() for file in tables.write_file("tweets", parts, folder)])
+    assert written[0] == written[1]
+    read = [row for content in written[0] for row in pq.read_table(pa.BufferReader(content)).to_pylist()]
+    expected = [{each: row.get(each) for each in ("id", "text", "lang", "hashtags")} for row in oracle_of(groups)]
+    assert [{each: row[each] for each in ("id", "text", "lang", "hashtags")} for row in read] == expected
+
+
+def oracle_of(groups: Sequence[Sequence[Row]]) -> list[Row]:
+    return oracle([row for group in groups for row in group])
 
 
 def test_joining_within_a_range_keeps_what_lies_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

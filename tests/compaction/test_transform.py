@@ -14,7 +14,7 @@ from compaction_dags.compaction import transform
 from compaction_dags.compaction.decode import RawPage, decode_pages
 from compaction_dags.compaction.errors import TransformError
 from compaction_dags.compaction.merge import merged_tweets
-from compaction_dags.compaction.tables import file_schema
+from compaction_dags.compaction.rows import file_schema, whole
 from compaction_dags.compaction.transform import Transform
 from compaction_dags.examples import clean_and_filter
 from schemas.snowflake import MAX_ID
@@ -27,7 +27,7 @@ def decoded(*bodies: bytes) -> pa.Table:
     pages = [
         RawPage(raw_key(), index, "lake", 1_795_000_000_000_000 + index, body) for index, body in enumerate(bodies)
     ]
-    return merged_tweets(decode_pages(pages).tables["tweets"].select(SCHEMA.names).cast(SCHEMA))
+    return merged_tweets(whole(decode_pages(pages).tables["tweets"], SCHEMA))
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from compaction_dags.compaction.decode.asked import Asked
 from compaction_dags.compaction.decode.fast import Parser, parse_arro3, parse_pyarrow
 from compaction_dags.compaction.decode.pages import Decoded, RawPage, Reject, page_batches
 from compaction_dags.compaction.decode.sample import has_unknown_keys
+from compaction_dags.compaction.rows import file_schema, united
 from schemas.curated import DECODED
 
 __all__ = [
@@ -122,7 +123,7 @@ class _Run:
         parts = [*self._tables]
         if not parts or any(self._found.rows.values()):
             parts.append(self._found.tables())
-        tables = {table: pa.concat_tables([part[table] for part in parts]) for table in DECODED}
+        tables = {table: united((part[table] for part in parts), file_schema(table)) for table in DECODED}
         return Decoded(
             tables, self._found.rejects, self._found.unknown_keys, self._unknown_keys_of, self._found.misfits
         )

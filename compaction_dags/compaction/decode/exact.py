@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from compaction_dags.compaction.decode.fast import raw_hour
 from compaction_dags.compaction.decode.model import (
     HTML,
     ID,
@@ -37,7 +36,8 @@ from compaction_dags.compaction.decode.model import (
     key_column,
 )
 from compaction_dags.compaction.decode.pages import RawPage, Reject
-from schemas.curated import DECODED, TABLES
+from compaction_dags.compaction.rows import file_schema
+from schemas.curated import DECODED
 from schemas.snowflake import MAX_ID, time_of
 
 _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -82,7 +82,7 @@ class Found:
 
     def tables(self) -> dict[str, pa.Table]:
         """The rows in Arrow."""
-        return {table: pa.Table.from_pylist(rows, schema=TABLES[table]) for table, rows in self.rows.items()}
+        return {table: pa.Table.from_pylist(rows, schema=file_schema(table)) for table, rows in self.rows.items()}
 
     @property
     def unknown_columns(self) -> bool:
@@ -193,10 +193,6 @@ def _row(found: Found, page: RawPage, table: str, sent: Any) -> dict[str, Any]:
     if table == "tweets":
         row["matched_queries"] = [page.query]
         row["first_fetched_at"] = row["fetched_at"]
-        made = time_of(row["id"])
-        row["date"], row["hour"] = f"{made:%Y-%m-%d}", made.hour
-    else:
-        row["date"], row["hour"] = raw_hour(page.raw_key, page.received_at_us)
     if "referenced_tweets" in row:
         _complete_post(row, fitted, shape)
     return row

@@ -10,7 +10,6 @@ import html
 import io
 import re
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Final, TypeAlias
 
 import arro3.io
@@ -35,8 +34,8 @@ from compaction_dags.compaction.decode.model import (
     key_column,
 )
 from compaction_dags.compaction.decode.pages import RawPage
+from compaction_dags.compaction.rows import file_schema, united
 from schemas.curated import DECODED, TABLES, TIME
-from schemas.keys import MicrobatchName
 from schemas.snowflake import EPOCH_MS, SHIFT
 
 Parser: TypeAlias = Callable[[bytes, int, pa.Schema], pa.RecordBatch]
@@ -52,6 +51,8 @@ _ENTITIES: Final = (("&lt;", "<"), ("&gt;", ">"), ("&amp;", "&"))
 _EXACT_IN_DOUBLE: Final = 2**53
 _FIRST_TIME: Final = -62_135_596_800_000_000
 """Microseconds from 1970 to the beginning of year 1."""
+_OF_POSTS: Final = frozenset(table for table in DECODED if "referenced_tweets" in TABLES[table].names)
+_KINDS: Final = {"replied_to_id": "replied_to", "quoted_id": "quoted", "retweeted_id": "retweeted"}
 _LAST_TIME: Final = 253_402_300_799_999_999
 """The same to the last microsecond of year 9999."""
 
@@ -113,7 +114,7 @@ def decode(pages: Sequence[RawPage], parse: Parser, asked: Asked | None = None) 
             parts.setdefault(table, []).append(_table(table, sent.at(("includes", key)), books))
     except (pa.ArrowException, OverflowError) as error:
         raise Unfit(str(error)[:200]) from error
-    return {table: pa.concat_tables(parts[table]) for table in DECODED}
+    return {table: united(parts[table], file_schema(table)) for table in DECODED}
 
 
 # --- JSON to Arrow, as X's answers are shaped ---
@@ -219,13 +220,16 @@ def _structs(array: pa.StructArray, shape: Shape) -> pa.StructArray:
     """Structs in the form of the shape's columns."""
     fields = [column.field for column in shape.columns]
     sent = _Sent(array)
-    children = [_column(sent, column, shape) for column in shape.columns]
+    children = [
+        pa.nulls(len(array), column.field.type) if (found := _column(sent, column, shape)) is None else found
+        for column in shape.columns
+    ]
     mask = array.is_null() if array.null_count else None
     return pa.StructArray.from_arrays(children, fields=fields, mask=mask)
 
 
-def _column(sent: _Sent, column: Column, shape: Shape) -> pa.Array:
-    """One column: the first of its sources that is there. All nulls if X sent none."""
+def _column(sent: _Sent, column: Column, shape: Shape) -> pa.Array | None:
+    """One column: the first of its sources that is there. None if X sent nothing for it in any object."""
     chosen: pa.Array | None = None
     for path in column.paths:
         *names, last = path
@@ -238,12 +242,11 @@ def _column(sent: _Sent, column: Column, shape: Shape) -> pa.Array:
         chosen = values if chosen is None else pc.coalesce(chosen, values)
         if chosen.null_count == 0:
             break
-    type_ = column.field.type
     if chosen is None:
-        return pa.nulls(len(sent.objects), type_)
+        return None
     if column.form == HTML:
         chosen = _unescaped(chosen)
-    return chosen if chosen.type.equals(type_) else chosen.cast(type_)
+    return chosen if chosen.type.equals(column.field.type) else chosen.cast(column.field.type)
 
 
 def _unescaped(texts: pa.Array) -> pa.Array:
@@ -274,44 +277,30 @@ class _Books:
         self.record_index = pa.array([page.record_index for page in pages], pa.int32())
         self.fetched_at = pa.array([page.received_at_us for page in pages], pa.int64()).cast(TIME)
         self.query = pa.array([page.query for page in pages], pa.string())
-        hours = [raw_hour(page.raw_key, page.received_at_us) for page in pages]
-        self.date = pa.array([date for date, _ in hours], pa.string())
-        self.hour = pa.array([hour for _, hour in hours], pa.int32())
-
-
-def raw_hour(raw_key: str, received_at_us: int) -> tuple[str, int]:
-    """Date and hour of the raw partition: what the key says; for a key that says nothing, when the page arrived."""
-    try:
-        start = MicrobatchName.parse(raw_key).hour.start
-    except ValueError:
-        start = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=received_at_us)
-    return f"{start:%Y-%m-%d}", start.hour
 
 
 def _table(table: str, lists: pa.ListArray, books: _Books) -> pa.Table:
-    """One row per object of the lists, one list per page."""
-    if lists.null_count == len(lists):
-        return TABLES[table].empty_table()
-    page_of = pc.list_parent_indices(lists)
-    rows = lists.flatten()
-    schema = TABLES[table]
-    shape = SHAPES[table]
-    objects = _Sent(rows)
-    sent = {column.name: _column(objects, column, shape) for column in shape.columns if column.paths}
-    _check_keys(sent[key_column(table).name])
-    columns = sent | _computed(objects, sent, shape) | _bookkeeping(table, page_of, books, sent)
-    arrays = [columns[field.name] if field.name in columns else pa.nulls(len(rows), field.type) for field in schema]
-    return pa.Table.from_arrays(arrays, schema=schema)
+    """One row per object of the lists, one list per page. Only the columns that hold anything."""
+    schema = file_schema(table)
+    if lists.null_count == len(lists) or not len(rows := lists.flatten()):
+        return schema.empty_table()
+    objects, shape = _Sent(rows), SHAPES[table]
+    found = ((column.name, _column(objects, column, shape)) for column in shape.columns if column.paths)
+    sent = {name: values for name, values in found if values is not None}
+    _check_keys(sent.get(key_column(table).name))
+    columns = sent | _computed(table, objects, sent) | _bookkeeping(table, pc.list_parent_indices(lists), books)
+    held = pa.schema([each for each in schema if each.name in columns])
+    return pa.Table.from_arrays([columns[name] for name in held.names], schema=held)
 
 
-def _check_keys(keys: pa.Array) -> None:
-    if keys.null_count:
+def _check_keys(keys: pa.Array | None) -> None:
+    if keys is None or keys.null_count:
         raise Unfit("an object without its key")
     if pa.types.is_string(keys.type) and pc.any(pc.equal(keys, "")).as_py():
         raise Unfit("an object with an empty key")
 
 
-def _bookkeeping(table: str, page_of: pa.Array, books: _Books, sent: dict[str, pa.Array]) -> dict[str, pa.Array]:
+def _bookkeeping(table: str, page_of: pa.Array, books: _Books) -> dict[str, pa.Array]:
     fetched_at = books.fetched_at.take(page_of)
     columns = {
         "raw_key": books.raw_key.take(page_of),
@@ -323,23 +312,7 @@ def _bookkeeping(table: str, page_of: pa.Array, books: _Books, sent: dict[str, p
             pa.array(range(len(page_of) + 1), pa.int32()), books.query.take(page_of)
         )
         columns["first_fetched_at"] = fetched_at
-        columns["date"], columns["hour"] = _event_hours(sent["id"])
-    else:
-        columns["date"] = books.date.take(page_of)
-        columns["hour"] = books.hour.take(page_of)
     return columns
-
-
-def _event_hours(ids: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Date (YYYY-MM-DD) and hour, UTC, in which the posts of these ids (int64, no nulls) were made."""
-    hours = (_milliseconds(ids) // 3_600_000).astype(np.int64)
-    distinct, position = np.unique(hours, return_inverse=True)
-    moments = [datetime(1970, 1, 1, tzinfo=UTC) + timedelta(hours=int(hour)) for hour in distinct]
-    taken = pa.array(position)
-    return (
-        pa.array([f"{moment:%Y-%m-%d}" for moment in moments], pa.string()).take(taken),
-        pa.array([moment.hour for moment in moments], pa.int32()).take(taken),
-    )
 
 
 def _milliseconds(ids: pa.Array) -> npt.NDArray[np.int64]:
@@ -347,41 +320,47 @@ def _milliseconds(ids: pa.Array) -> npt.NDArray[np.int64]:
     return (numbers >> SHIFT) + EPOCH_MS
 
 
-def _computed(objects: _Sent, sent: dict[str, pa.Array], shape: Shape) -> dict[str, pa.Array]:
-    """Columns of posts that X does not send as such."""
-    if "referenced_tweets" not in sent:
+def _computed(table: str, objects: _Sent, sent: dict[str, pa.Array]) -> dict[str, pa.Array]:
+    """Columns of posts that X does not send as such, those that hold anything."""
+    if table not in _OF_POSTS:
         return {}
-    created = sent["created_at"]
-    if created.null_count:
-        created = pc.coalesce(created, pa.array(_milliseconds(sent["id"]) * 1_000, pa.int64()).cast(TIME))
-    return {"created_at": created, "urls_sent": _urls_sent(objects, shape), **_references(sent["referenced_tweets"])}
+    computed = {"created_at": _created(sent), "urls_sent": _urls_sent(objects, SHAPES[table])}
+    if "referenced_tweets" in sent:
+        computed |= _references(sent["referenced_tweets"])
+    return {name: values for name, values in computed.items() if values is not None}
 
 
-def _urls_sent(objects: _Sent, shape: Shape) -> pa.Array:
+def _created(sent: dict[str, pa.Array]) -> pa.Array:
+    created = sent.get("created_at")
+    if created is not None and not created.null_count:
+        return created
+    milliseconds: npt.NDArray[np.int64] = (sent["id"].to_numpy(zero_copy_only=False) >> SHIFT) + EPOCH_MS
+    of_ids = pa.array(milliseconds * 1_000, pa.int64()).cast(TIME)
+    return of_ids if created is None else pc.coalesce(created, of_ids)
+
+
+def _urls_sent(objects: _Sent, shape: Shape) -> pa.Array | None:
     urls = next(column for column in shape.columns if column.name == "urls")
     *notes, plain = urls.paths
     of_notes = _column(objects, Column.of(urls.field, notes), shape)
-    if of_notes.null_count == len(of_notes):
-        return pa.nulls(len(of_notes), urls.field.type)
     sent = _column(objects, Column.of(urls.field, [plain]), shape)
+    if of_notes is None or sent is None:
+        return None
     return pc.if_else(of_notes.is_valid(), sent, pa.nulls(1, sent.type)[0])
 
 
 def _references(references: pa.ListArray) -> dict[str, pa.Array]:
     """The id of the first reference of each kind, per post."""
-    kinds = {"replied_to_id": "replied_to", "quoted_id": "quoted", "retweeted_id": "retweeted"}
     post_of = pc.list_parent_indices(references).to_numpy(zero_copy_only=False)
-    flat = references.flatten()
-    sent = _Sent(flat)
+    sent = _Sent(references.flatten())
     types, ids = sent.at(("type",)), sent.at(("id",))
     columns = {}
-    for name, kind in kinds.items():
+    for name, kind in _KINDS.items():
         found = pc.and_(pc.fill_null(pc.equal(types, kind), False), ids.is_valid())
-        mask = found.to_numpy(zero_copy_only=False)
-        posts, first = np.unique(post_of[mask], return_index=True)
+        posts = post_of[found.to_numpy(zero_copy_only=False)]
         values = np.zeros(len(references), np.int64)
         missing = np.ones(len(references), np.bool_)
-        values[posts] = ids.filter(found).to_numpy(zero_copy_only=False)[first]
+        values[posts[::-1]] = ids.filter(found).to_numpy(zero_copy_only=False)[::-1]  # the last to be set stays
         missing[posts] = False
-        columns[name] = pa.array(values, pa.int64(), mask=missing)
+        columns[name] = pa.array(values, pa.int64(), mask=missing) if len(posts) else None
     return columns

@@ -42,7 +42,9 @@ class Decoded:
     """The rows of some pages, one row per object of X's answers: not deduplicated, in no promised order."""
 
     tables: dict[str, pa.Table]
-    """By the names in schemas.curated.DECODED, each with exactly the schema of schemas.curated.TABLES."""
+    """By the names in schemas.curated.DECODED, each with the columns of `rows.file_schema`. Of those that
+    hold nothing in any row any may be left out.
+    """
     rejects: list[Reject]
     unknown_keys: Counter[str] = field(default_factory=Counter)
     """Keys of X's answers that have no column, by path (`tweets.new_key`), with how often they were met."""
