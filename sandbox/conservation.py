@@ -100,6 +100,10 @@ class Conserved:
     """Where each lost post was last seen."""
     indexed_late: set[int] = field(default_factory=set)
     """Posts that search did not know yet whenever their stretch was asked for."""
+    withdrawn: set[int] = field(default_factory=set)
+    """Posts of an answer that a crash took: when their stretch was asked for again, search did not know them any more,
+    as a newer version had replaced them.
+    """
     duplicated: int = 0
     """Rows in curated beyond one an id."""
     invented: set[int] = field(default_factory=set)
@@ -128,6 +132,7 @@ class Conserved:
             self.lost | other.lost,
             self.clues + other.clues,
             self.indexed_late | other.indexed_late,
+            self.withdrawn | other.withdrawn,
             self.duplicated + other.duplicated,
             self.invented | other.invented,
             self.mislabelled + other.mislabelled,
@@ -139,7 +144,8 @@ class Conserved:
         return (
             f"served {self.served:,} ({self.distinct:,} distinct), curated {self.curated:,}; "
             f"{len(self.lost)} lost, {self.duplicated} duplicated, {len(self.invented)} invented, "
-            f"{self.mislabelled} mislabelled, {len(self.indexed_late)} indexed late, {self.stored_twice} stored twice, "
+            f"{self.mislabelled} mislabelled, {len(self.indexed_late)} indexed late, {len(self.withdrawn)} withdrawn, "
+            f"{self.stored_twice} stored twice, "
             f"{len(self.gaps)} gaps ({len(self.unreal_gaps)} not real)"
             + "".join(f"; {clue}" for clue in self.clues[:_CLUES])
         )
@@ -166,12 +172,13 @@ def check(lake: Lake, x: RunningXApi, rules: Mapping[str, str]) -> Conserved:
         for post in known - stored.keys():
             if any(since < post < until for since, until in told):
                 continue
-            late = post not in served and raw.was_hidden(name, post, rule, x)
-            (found.indexed_late if late else found.lost).add(post)
-            if not late:
-                found.clues.append(
-                    f"{post} of {name}: {'served' if post in served else 'never served'}, not in raw, {raw.covering(name, post)}"
-                )
+            was_served = post in served
+            if raw.was_hidden(name, post, rule, x):
+                (found.withdrawn if was_served else found.indexed_late).add(post)
+                continue
+            found.lost.add(post)
+            words = "served" if was_served else "never served"
+            found.clues.append(f"{post} of {name}: {words}, not in raw, {raw.covering(name, post)}")
         uncurated = stored.keys() - curated.keys() - _numbers(odd)
         found.clues += [f"{post} of {name}: in raw, not in curated" for post in uncurated]
         found.lost |= uncurated
@@ -224,7 +231,7 @@ class _Raw:
         return self._frontiers.get(query, 0)
 
     def was_hidden(self, query: str, post: int, rule: str, x: RunningXApi) -> bool:
-        """Whether search did not know the post yet at any time at which a page that covers it was asked for."""
+        """Whether search did not know the post at any time at which a page that covers it, and was kept, was asked for."""
         pages = [page for page in self._pages[query] if page.lowest <= post < page.below]
         return bool(pages) and not any(x.truth(rule, post - 1, post + 1, at=page.requested_at) for page in pages)
 

@@ -128,6 +128,7 @@ class Figures:
                 [
                     ("posts lost", f"{len(found.lost):,}"),
                     ("indexed by X later than asked for", f"{len(found.indexed_late):,}"),
+                    ("replaced in X's search before an answer could be kept", f"{len(found.withdrawn):,}"),
                     ("stored twice in raw", f"{found.stored_twice:,}"),
                     ("rows in curated", f"{found.curated:,}"),
                     ("duplicated in curated", f"{found.duplicated:,}"),

@@ -18,12 +18,15 @@ def post(seconds):
 
 
 class World:
-    """An X that served what it is told to have served. Search knows a post from its time on, or `late` seconds later."""
+    """An X that served what it is told to have served. Search knows a post from its time on, or `late` seconds later, until
+    it is `replaced`, so many seconds after its time.
+    """
 
     def __init__(self, **served):
         self._served = served
         self.exists = {rule: set(ids) for rule, ids in served.items()}
         self.late = {}
+        self.replaced = {}
 
     def served(self, rule):
         return dict.fromkeys(self._served.get(rule, []), 1)
@@ -34,7 +37,8 @@ class World:
     def truth(self, rule, since, until, at=None):
         def known(one):
             shown = snowflake.time_of(one) + timedelta(seconds=self.late.get(one, 0))
-            return at is None or shown.timestamp() <= at
+            gone = self.replaced.get(one, float("inf"))
+            return at is None or shown.timestamp() <= at < snowflake.time_of(one).timestamp() + gone
 
         return {one for one in self.exists.get(rule, ()) if since < one < until and known(one)}
 
@@ -129,6 +133,27 @@ def test_a_post_that_search_did_not_know_when_it_was_asked_for_was_indexed_late(
     assert found.holds
     world.late[post(7)] = 2
     assert check(lake, world, RULES).lost == {post(7)}
+
+
+def test_a_post_of_an_answer_that_a_crash_took_and_that_was_replaced_before_it_was_asked_again_is_withdrawn(
+    lake, world
+):
+    lake.records[2] = lake.page("python", 0, [post(1)])
+    lake.curated[post(5)] = ["coffee"]
+    world.replaced[post(5)] = 4
+    found = check(lake, world, RULES)
+    assert (found.lost, found.withdrawn) == (set(), {post(5)})
+    assert found.holds
+    world.replaced[post(5)] = 6
+    assert check(lake, world, RULES).lost == {post(5)}, "search still had it when it was asked for"
+
+
+def test_a_post_that_was_served_in_a_stretch_that_no_kept_page_covers_is_lost_whether_it_was_replaced_or_not(
+    lake, world
+):
+    world.replaced[post(5)] = 4
+    lake.records[2] = lake.page("python", 0, [post(1)], is_last=False, resume_below=post(8))
+    assert check(lake, world, RULES).lost == {post(5)}
 
 
 def test_a_page_with_a_problem_covers_nothing_but_its_posts_count(lake, world):

@@ -62,8 +62,8 @@ def test_a_disk_whose_power_is_cut_again_and_again_loses_nothing(place: Place, t
         with disk(place.spool, image), place.running() as service:
             before = place.pages_served
             service.until(lambda before=before: place.pages_served >= before + 5, 60)
+            kill(service.process)  # before, so that it changes nothing while the disk is copied
             lose_power(image, rest)
-            kill(service.process)
         rest.replace(image)
     with disk(place.spool, image), place.running() as service:
         service.settles()
