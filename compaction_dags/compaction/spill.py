@@ -26,7 +26,7 @@ from schemas.keys import RawHour
 
 ROWS_PER_RANGE = 4_096
 """About how many rows are merged at a time: some 4 MB of tweets, of which merging holds a few copies."""
-BYTES_WAITING = 24_000_000
+BYTES_WAITING = 16_000_000
 """How much waits in memory for runs, all tables together. The longer runs are, the fewer have to be merged."""
 ROWS_PER_PIECE = 1_024
 """What is read of a run at once: while runs are merged, one piece of each may be in memory."""
