@@ -211,7 +211,7 @@ def without_what_holds_nothing(rows: pa.Table) -> pa.Table:
     return rows.select([name for name in rows.schema.names if rows[name].null_count < rows.num_rows])
 
 
-@many
+@settings(many, max_examples=30)
 @given(st.lists(sightings(most=30), min_size=1, max_size=6), st.data(), st.booleans())
 def test_a_file_is_the_same_whichever_columns_were_left_out_on_the_way(
     tmp_path_factory: pytest.TempPathFactory, groups: list[list[Row]], data: st.DataObject, at_once: bool
