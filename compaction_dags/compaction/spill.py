@@ -34,7 +34,7 @@ MOST_TOGETHER = 16
 """Runs that are read together, a piece of each in memory: 20 MB of users, which are spread over all of their keys."""
 _KEYS_COUNTED_AT_ONCE = 16_384
 """Of pieces whose keys are counted all columns may stay in memory meanwhile: 20 MB of tweets."""
-_STRIDE = 16
+_STRIDE = 32
 """Every so many rows a key is kept in memory, to cut ranges by."""
 _HOUR_MS = 3_600_000
 
@@ -62,7 +62,7 @@ class SortedRows:
     pieces: tuple[Bounds, ...]
     """Of the keys in each piece."""
     sample: pa.Array
-    """Every 16th key, sorted."""
+    """Every 32nd key, sorted."""
 
     @property
     def key(self) -> str:
