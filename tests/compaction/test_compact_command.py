@@ -57,6 +57,18 @@ def test_as_a_process_the_summary_is_all_of_standard_output_and_progress_is_on_s
     assert list(place.tweets([])) == [1, 2, 3]
 
 
+def test_as_a_process_it_applies_the_transform_of_the_settings(place: Place) -> None:
+    place.ship_tweets([1, 2])
+    config = place.config("compaction_dags.examples:clean_and_filter")
+    found = subprocess.run(
+        [sys.executable, "-m", "compaction_dags.compaction", "--config", config, "--full"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    told = json.loads(found.stdout)
+    assert told["rows_in"] == 2 == told["tweets_written"] + told["filtered"]
+
+
 def test_a_second_time_there_is_nothing_to_do(place: Place) -> None:
     place.ship_tweets([1])
     assert summary(run("--config", place.config(), "--full"))["raw_hours"] == 1
