@@ -239,6 +239,21 @@ def test_a_file_is_the_same_whichever_columns_were_left_out_on_the_way(
     assert [{each: row[each] for each in ("id", "text", "lang", "hashtags")} for row in read] == expected
 
 
+def test_runs_that_are_joined_keep_the_columns_that_only_some_of_them_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spilling, "MOST_TOGETHER", 2)
+    spill = Spill(tmp_path, bytes_waiting=0)
+    for number, more in enumerate([{}, {"lang": "en"}, {"source": "app"}]):
+        row = {"id": number, "raw_key": "a", "record_index": 0, "fetched_at": START, **more}
+        spill.add("tweets", without_what_holds_nothing(table([row])))
+    joined = spill.joined("tweets", spill.runs("tweets"))
+    assert len(joined) == 2
+    found = together(Opened(joined), KeyRange(), SCHEMA).sort_by("id")
+    assert found["lang"].to_pylist() == [None, "en", None]
+    assert found["source"].to_pylist() == [None, None, "app"]
+
+
 def oracle_of(groups: Sequence[Sequence[Row]]) -> list[Row]:
     return oracle([row for group in groups for row in group])
 
