@@ -511,4 +511,5 @@ def test_through_all_of_it_nothing_was_lost_and_nothing_is_there_twice(
     print(f"\n{found}")
     assert found.holds, str(found)
     assert not found.indexed_late
+    assert not found.withdrawn
     assert not found.gaps

@@ -56,6 +56,7 @@ def test_all_that_x_served_is_curated_once_with_a_fifth_of_the_answers_429_and_5
     assert told.found.holds
     assert not told.found.gaps
     assert not told.found.indexed_late
+    assert not told.found.withdrawn
     assert told.summary.rows_in == told.summary.tweets_written + told.summary.duplicates + told.summary.filtered
     assert told.again.raw_hours == 0, "nothing is stale any more"
 

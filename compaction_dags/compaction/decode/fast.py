@@ -51,10 +51,10 @@ _ENTITIES: Final = (("&lt;", "<"), ("&gt;", ">"), ("&amp;", "&"))
 _EXACT_IN_DOUBLE: Final = 2**53
 _FIRST_TIME: Final = -62_135_596_800_000_000
 """Microseconds from 1970 to the beginning of year 1."""
-_OF_POSTS: Final = frozenset(table for table in DECODED if "referenced_tweets" in TABLES[table].names)
-_KINDS: Final = {"replied_to_id": "replied_to", "quoted_id": "quoted", "retweeted_id": "retweeted"}
 _LAST_TIME: Final = 253_402_300_799_999_999
 """The same to the last microsecond of year 9999."""
+_OF_POSTS: Final = frozenset(table for table in DECODED if "referenced_tweets" in TABLES[table].names)
+_KINDS: Final = {"replied_to_id": "replied_to", "quoted_id": "quoted", "retweeted_id": "retweeted"}
 
 
 class Unfit(Exception):
@@ -334,8 +334,7 @@ def _created(sent: dict[str, pa.Array]) -> pa.Array:
     created = sent.get("created_at")
     if created is not None and not created.null_count:
         return created
-    milliseconds: npt.NDArray[np.int64] = (sent["id"].to_numpy(zero_copy_only=False) >> SHIFT) + EPOCH_MS
-    of_ids = pa.array(milliseconds * 1_000, pa.int64()).cast(TIME)
+    of_ids = pa.array(_milliseconds(sent["id"]) * 1_000, pa.int64()).cast(TIME)
     return of_ids if created is None else pc.coalesce(created, of_ids)
 
 
