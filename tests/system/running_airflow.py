@@ -12,6 +12,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -85,6 +86,11 @@ class RunningAirflow:
 
     def unpause(self, dag_id: str) -> None:
         self.ask("PATCH", f"dags/{dag_id}", {"is_paused": False})
+
+    def next_tick(self, dag_id: str) -> datetime | None:
+        """When its next scheduled run is due, perhaps already. None: never, it is paused."""
+        found = self.ask("GET", f"dags/{dag_id}")
+        return None if found["is_paused"] else datetime.fromisoformat(found["next_dagrun_run_after"])
 
     def runs(self, dag_id: str) -> list[dict[str, Any]]:
         return self.ask("GET", f"dags/{dag_id}/dagRuns?order_by=run_after&limit=100")["dag_runs"]
