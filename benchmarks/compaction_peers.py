@@ -196,10 +196,10 @@ def floor(folder: Path) -> Found:
     from compaction_dags.compaction.decode import Asked, fast, page_batches
     from compaction_dags.compaction.memory import keep_for_reuse, leave_pandas_out
     from compaction_dags.compaction.merge import latest_rows, merged_tweets
+    from compaction_dags.compaction.parquet import write_file
     from compaction_dags.compaction.raw_reader import read_microbatch
     from compaction_dags.compaction.rows import file_schema, united
     from compaction_dags.compaction.spill import Spill
-    from compaction_dags.compaction.tables import write_file
     from schemas.curated import DECODED, KEYS
 
     keep_for_reuse()

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from compaction_dags.compaction.counts import Count
-from compaction_dags.compaction.tables import CuratedTable, DataFile, LocalFile, Partition, Present, write_file
+from compaction_dags.compaction.parquet import LocalFile, write_file
+from compaction_dags.compaction.tables import CuratedTable, DataFile, Partition, Present
 from schemas import snowflake
 from schemas.keys import RawHour
 from schemas.state import joined, without

@@ -11,16 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from compaction_dags.compaction.merge import latest_rows
+from compaction_dags.compaction.parquet import LocalFile, read_files
 from compaction_dags.compaction.rows import file_schema
 from compaction_dags.compaction.spill import Opened, cut, stored, together
 from compaction_dags.compaction.tables import (
     CuratedTable,
     DataFile,
-    LocalFile,
     Make,
     Partition,
     Present,
-    read_files,
 )
 from schemas.curated import KEYS
 

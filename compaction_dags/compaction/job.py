@@ -36,6 +36,7 @@ from compaction_dags.compaction.errors import (
 )
 from compaction_dags.compaction.lake import Lake, RawObject
 from compaction_dags.compaction.memory import keep_for_reuse
+from compaction_dags.compaction.parquet import LocalFile
 from compaction_dags.compaction.spill import KeyRange, SortedRows, ids_of, partition_of, read_unsorted, shares, stored
 from compaction_dags.compaction.tables import (
     Build,
@@ -43,7 +44,6 @@ from compaction_dags.compaction.tables import (
     Check,
     CuratedTable,
     DataFile,
-    LocalFile,
     Make,
     Partition,
     Present,

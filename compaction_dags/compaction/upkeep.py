@@ -17,16 +17,15 @@ import pyarrow.parquet as pq
 from compaction_dags.compaction.errors import AccountingError, CompactionError
 from compaction_dags.compaction.job import ROWS_PER_FILE
 from compaction_dags.compaction.lake import Lake
+from compaction_dags.compaction.parquet import LocalFile, write_file
 from compaction_dags.compaction.rows import file_schema
 from compaction_dags.compaction.spill import EVERY_KEY, KeyRange, Opened, SortedRows, cut, shares, stored, together
 from compaction_dags.compaction.tables import (
     CuratedTable,
     DataFile,
-    LocalFile,
     Partition,
     Present,
     Snapshot,
-    write_file,
 )
 from schemas.curated import KEYS, TABLES
 from schemas.settings import Settings

@@ -23,10 +23,11 @@ from compaction_dags.compaction.decode import Asked, RawPage, Reject, decode_pag
 from compaction_dags.compaction.lake import Lake, RawObject
 from compaction_dags.compaction.memory import give_back, keep_for_reuse, leave_pandas_out
 from compaction_dags.compaction.merge import latest_rows, merged_tweets
+from compaction_dags.compaction.parquet import LocalFile, write_file
 from compaction_dags.compaction.raw_reader import Microbatch, read_microbatch
 from compaction_dags.compaction.rows import file_schema, united, whole
 from compaction_dags.compaction.spill import KeyRange, Opened, SortedRows, Spill, cut, event_hours, together
-from compaction_dags.compaction.tables import LocalFile, Partition, write_file
+from compaction_dags.compaction.tables import Partition
 from compaction_dags.compaction.transform import Transform
 from schemas.curated import DECODED, KEYS
 from schemas.settings import Lake as LakeSettings

@@ -18,7 +18,7 @@ import pytest
 from deltalake import CommitProperties, DeltaTable
 from deltalake.transaction import AddAction
 
-from compaction_dags.compaction import tables
+from compaction_dags.compaction import parquet, tables
 from compaction_dags.compaction.errors import (
     AccountingError,
     ConflictError,
@@ -341,7 +341,7 @@ def test_what_a_column_means_is_in_the_log(place: Place) -> None:
 
 
 def test_the_same_rows_make_the_same_file_however_they_come(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "ROWS_PER_GROUP", 100)
+    monkeypatch.setattr(parquet, "ROWS_PER_GROUP", 100)
     table = place.table("tweets")
     assert put(table, place.directory, lambda *_: [tweets(range(350))])
     stored = place.objects("curated/")

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from compaction_dags.compaction import parquet
 from compaction_dags.compaction import spill as spilling
-from compaction_dags.compaction import tables
 from compaction_dags.compaction.merge import latest_rows, merged_tweets
 from compaction_dags.compaction.rows import file_schema
 from compaction_dags.compaction.spill import (
@@ -228,11 +228,11 @@ def test_a_file_is_the_same_whichever_columns_were_left_out_on_the_way(
             spill.add("tweets", leave_out(table(rows)))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(spilling, "MOST_TOGETHER", 2)
-            patch.setattr(tables, "ROWS_PER_GROUP", 8)
+            patch.setattr(parquet, "ROWS_PER_GROUP", 8)
             runs = spill.joined("tweets", spill.runs("tweets"))
             opened = Opened(runs)
             parts = (merged_tweets(together(opened, keys, SCHEMA)) for keys in cut(runs, rows=5))
-            written.append([file.path.read_bytes() for file in tables.write_file("tweets", parts, folder)])
+            written.append([file.path.read_bytes() for file in parquet.write_file("tweets", parts, folder)])
     assert written[0] == written[1]
     read = [row for content in written[0] for row in pq.read_table(pa.BufferReader(content)).to_pylist()]
     expected = [{each: row.get(each) for each in ("id", "text", "lang", "hashtags")} for row in oracle_of(groups)]
