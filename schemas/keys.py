@@ -11,7 +11,6 @@ from datetime import UTC, date, datetime
 from typing import Self
 
 _NAME = re.compile(r"(\d{4}-\d{2}-\d{2}T\d{2})-(\d{12})-([0-9a-f]{8})\.avro")
-_HOUR_FORMAT = "%Y-%m-%dT%H"
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -30,12 +29,12 @@ class RawHour:
     def parse(cls, text: str) -> Self:
         """Read `2026-11-20T13`. Raises ValueError with the expected form."""
         try:
-            return cls(datetime.strptime(text, _HOUR_FORMAT).replace(tzinfo=UTC))
+            return cls(datetime.strptime(text, "%Y-%m-%dT%H").replace(tzinfo=UTC))
         except ValueError as error:
             raise ValueError(f"not an hour: {text!r}; write it as 2026-11-20T13 (UTC)") from error
 
     def __str__(self) -> str:
-        return self.start.strftime(_HOUR_FORMAT)
+        return self.start.isoformat()[: len("2026-11-20T13")]  # strftime writes early years with fewer digits
 
     @property
     def date(self) -> date:
@@ -44,7 +43,7 @@ class RawHour:
     @property
     def folder(self) -> str:
         """The partition folder below the raw prefix: `date=2026-11-20/hour=13/`."""
-        return self.start.strftime("date=%Y-%m-%d/hour=%H/")
+        return f"date={self.date}/hour={self.start.hour:02d}/"
 
 
 @dataclass(frozen=True, order=True, slots=True)

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from compaction_dags.compaction.commands.common import errors_told, say, with_config, worst
+from compaction_dags.compaction.commands.common import RAW_HOUR, errors_told, say, with_config, worst
 from compaction_dags.compaction.commands.completion import completion
 from compaction_dags.compaction.commands.freshness import freshness
 from compaction_dags.compaction.commands.holes import order_holes
@@ -20,18 +20,10 @@ from compaction_dags.compaction.commands.metrics import metrics
 from compaction_dags.compaction.commands.rebuild import rebuild
 from compaction_dags.compaction.commands.report import report
 from compaction_dags.compaction.commands.upkeep import maintain
-from schemas.keys import RawHour
 from schemas.settings import Settings, load
 
 if TYPE_CHECKING:
     from compaction_dags.compaction.job import Progress as Report
-
-
-def _hour(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    try:
-        return tuple(str(RawHour.parse(value)) for value in values)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
 
 
 @click.group(
@@ -40,7 +32,7 @@ def _hour(_context: click.Context, _option: click.Parameter, values: tuple[str, 
 )
 @with_config
 @click.option(
-    "--raw-hour", "hours", multiple=True, callback=_hour, help="Only this raw hour (UTC), stale or not; repeatable."
+    "--raw-hour", "hours", multiple=True, type=RAW_HOUR, help="Only this raw hour (UTC), stale or not; repeatable."
 )
 @click.option("--closed-only", is_flag=True, help="Leave out the current hour, as the DAG does.")
 @click.option("--full", is_flag=True, help="Compare all of raw, not only the last 72 hours.")

@@ -78,6 +78,8 @@ class Merged:
     """Distinct ids of what was kept and what was in the table."""
     removed: int = 0
     """Rows of this raw hour in the table that a rebuild of it does not give any more."""
+    repeated: int = 0
+    """Rows in the table beyond one an id, as another engine may have written them; one stays."""
 
     def __add__(self, other: "Merged") -> "Merged":
         return Merged(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Merged)))
@@ -86,9 +88,9 @@ class Merged:
 def check_event_hour(partition: Partition, change: Change, counts: Merged) -> None:
     """The shrink guard: no tweet is lost that was there or is new, and none is made up. Raises AccountingError.
 
-    Only what a rebuild removed, which is counted apart, may be missing.
+    Only what a rebuild removed, and what was there twice, may be missing: both are counted apart.
     """
-    before, after = change.rows_before - counts.removed, change.rows_after
+    before, after = change.rows_before - counts.removed - counts.repeated, change.rows_after
     if after != counts.together or after < before:
         raise AccountingError(
             f"tweets {partition}: {before} rows and {counts.kept} new ones make {counts.together}, "

@@ -30,7 +30,7 @@ def counts_of(body: bytes, query: str, counted_at: datetime) -> list[Count]:
         answer = json.loads(body)
         buckets = answer.get("data", [])
         return [Count(query, hour, counted, counted_at) for hour, counted in _whole_hours(buckets)]
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"no counts: {type(error).__name__}: {error}") from error
 
 

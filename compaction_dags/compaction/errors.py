@@ -37,5 +37,9 @@ class HelperLostError(CompactionError):
     """A process that shared the work ended by itself. Nothing was committed; trying again may help."""
 
 
+class UnexpectedError(CompactionError):
+    """Something that nobody thought of, most likely because of what an hour holds. Nothing was committed of it."""
+
+
 class StaleHoursError(CompactionError):
     """Raw hours wait to be compacted, so that what was collected is not known yet. Compact them first."""

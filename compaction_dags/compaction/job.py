@@ -32,6 +32,7 @@ from compaction_dags.compaction.errors import (
     ConflictError,
     HelperLostError,
     RawMissingError,
+    UnexpectedError,
     UnknownFormatError,
 )
 from compaction_dags.compaction.lake import Lake, RawObject
@@ -131,13 +132,22 @@ def compact(
     """
     total = HourSummary()
     errors: list[CompactionError] = []
+
+    def note(hour: str, error: CompactionError) -> None:
+        errors.append(error)
+        if failed is not None:
+            failed(hour, error)
+
     for hour in hours:
         try:
             total += compact_hour(settings, hour, progress, now)
         except _OF_ONE_HOUR as error:
-            errors.append(error)
-            if failed is not None:
-                failed(hour, error)
+            note(hour, error)
+        except (CompactionError, OSError):
+            raise
+        except Exception as error:
+            log.exception("%s: unexpected", hour)
+            note(hour, UnexpectedError(f"raw hour {hour}: {error!r}; this is a bug, please report it"))
     if errors and failed is None:
         raise errors[0]
     return total

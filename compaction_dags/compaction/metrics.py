@@ -69,7 +69,7 @@ def gather(settings: Settings, now: datetime | None = None) -> Numbers:
     def rows(name: str, columns: Sequence[str], since: datetime) -> dict[Partition, list[dict[str, Any]]]:
         if name not in opened:
             return {}
-        wanted = [partition for partition in sorted(opened[name].files) if _start(partition) >= since]
+        wanted = [partition for partition in sorted(opened[name].files) if since <= _start(partition) <= now]
         return {hour: found.to_pylist() for hour, found in tables[name].read_many(opened[name], wanted, columns)}
 
     counted = rows("completeness", ("query", "collected", "counted", "is_covered", "covered"), now - _COUNTED_WITHIN)

@@ -10,7 +10,7 @@ import json
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,13 @@ from schemas.curated import KEYS
 ROWS_PER_GROUP = 16_384
 """Rows of a Parquet row group: the unit in which readers skip, and in which merging reads and writes. About 15 MB of
 tweets in memory; twice as many rows make a file smaller by 0.3% only."""
+_REJECTS_PER_GROUP = 64
+"""The same for `rejects`, each of which may be a whole page: 300 kB."""
 _CHUNKS_PER_GROUP = 4
 """The rows of a group are brought together in so many parts: only those of one part are in memory twice."""
+
+
+_LAST = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ def write_file(name: str, tables: Iterable[pa.Table], work: Path) -> list[LocalF
     rows = 0
     writer: pq.ParquetWriter | None = None
     try:
-        for group in _row_groups(tables, schema):
+        for group in _row_groups(tables, schema, _REJECTS_PER_GROUP if name == "rejects" else ROWS_PER_GROUP):
             writer = writer or pq.ParquetWriter(file, schema, **_parquet_options(name))
             writer.write_table(group, row_group_size=group.num_rows)
             rows += group.num_rows
@@ -78,11 +83,11 @@ def write_file(name: str, tables: Iterable[pa.Table], work: Path) -> list[LocalF
     return [LocalFile(file, _digest(file), rows, _stats(rows, ranges))] if rows else []
 
 
-def _row_groups(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
-    """The same rows in pieces of ROWS_PER_GROUP, in chunks of the same length, however they were divided before: a file's
+def _row_groups(tables: Iterable[pa.Table], schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
+    """The same rows in pieces of so many, in chunks of the same length, however they were divided before: a file's
     bytes depend on both.
     """
-    chunks = _chunks(tables, ROWS_PER_GROUP // _CHUNKS_PER_GROUP)
+    chunks = _chunks(tables, rows // _CHUNKS_PER_GROUP)
     while group := list(itertools.islice(chunks, _CHUNKS_PER_GROUP)):
         yield whole(_taken_together(group), schema)
 
@@ -200,7 +205,7 @@ def _stats(rows: int, ranges: Mapping[str, _Range]) -> str:
 
 def _json(value: Any, more: timedelta = timedelta()) -> Any:
     if isinstance(value, datetime):
-        return (value + more).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return (min(value, _LAST - more) + more).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return value
 
 

@@ -191,6 +191,7 @@ class Worker:
             if share.rebuilt:
                 stored = _behind(stored, fresh, share.rebuilt, counts)
             counts.together += distinct(fresh[key], stored[key])
+            counts.repeated += stored.num_rows - distinct(stored[key])
             yield merged_tweets(united([fresh, stored], schema)) if stored.num_rows else fresh
 
     def _new_tweets(self, read: pa.Table, counts: Merged) -> pa.Table:

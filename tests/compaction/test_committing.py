@@ -357,6 +357,20 @@ def test_the_same_rows_make_the_same_file_however_they_come(place: Place, monkey
     assert [groups.row_group(n).num_rows for n in range(groups.num_row_groups)] == [100, 100, 100, 50]
 
 
+def test_rejects_are_written_a_few_at_a_time_as_each_may_be_a_whole_page(place: Place) -> None:
+    page = {"raw_key": "raw/x", "record_index": 0, "reason": "page_not_json", "body": b"<" * 300_000}
+    rows = pa.Table.from_pylist([page] * 70, schema=place.table("rejects").file_schema)
+    (file,) = parquet.write_file("rejects", [rows], place.directory)
+    groups = pq.ParquetFile(file.path).metadata
+    assert [groups.row_group(n).num_rows for n in range(groups.num_row_groups)] == [64, 6]
+
+
+def test_the_last_moment_there_is_has_a_range_too(place: Place) -> None:
+    last = datetime.max.replace(tzinfo=UTC)
+    (file,) = parquet.write_file("tweets", [tweets([1], at=last)], place.directory)
+    assert json.loads(file.stats)["maxValues"]["created_at"] == "9999-12-31T23:59:59.999Z"
+
+
 def test_vacuum_never_takes_a_file_in_use_even_when_old_rows_come_back(place: Place) -> None:
     table = place.table("tweets")
     for version in ("a", "b", "a"):

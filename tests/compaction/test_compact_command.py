@@ -104,6 +104,13 @@ def test_a_bad_hour_is_a_wrong_usage(place: Place) -> None:
     assert "write it as 2026-11-20T13 (UTC)" in found.stderr
 
 
+@pytest.mark.parametrize("hour", ["0001-01-01T00", "9999-12-31T23"])
+@pytest.mark.parametrize("command", [["--raw-hour"], ["rebuild", "--since", "2026-11-20T12", "--until"]])
+def test_an_hour_that_x_had_no_posts_in_is_a_wrong_usage(place: Place, command: list[str], hour: str) -> None:
+    found = run("--config", place.config(), *command, hour)
+    assert (found.exit_code, f"X had no posts in the year {int(hour[:4])}" in found.stderr) == (2, True), found.stderr
+
+
 def test_help_has_examples_and_exit_codes() -> None:
     found = run("--help")
     assert found.exit_code == 0
@@ -191,6 +198,26 @@ def test_an_hour_that_fails_is_told_and_the_others_are_done(place: Place) -> Non
     assert summary(found)["raw_hours"] == 1
     assert f"missing in raw or changed: {gone}" in found.stderr
     assert list(place.tweets([])) == [1, 2]
+
+
+def test_what_nobody_thought_of_is_told_with_its_place_and_the_other_hours_are_done(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compact_hour = job.compact_hour
+
+    def fail(settings: Any, hour: str, *more: Any) -> Any:
+        if hour == "2026-11-20T12":
+            raise ZeroDivisionError("by what this hour holds")
+        return compact_hour(settings, hour, *more)
+
+    monkeypatch.setattr(job, "compact_hour", fail)
+    place.ship_tweets([1])
+    place.ship_tweets([2], NOON + hours(1))
+    found = run("--config", place.config(), "--full")
+    assert (found.exit_code, summary(found)["raw_hours"], list(place.tweets([]))) == (1, 1, [2])
+    said = "raw hour 2026-11-20T12: ZeroDivisionError('by what this hour holds'); this is a bug, please report it"
+    assert found.stderr.endswith(f"tweetlake-compact: {said}\n")
+    assert "in fail" in caplog.text
 
 
 @pytest.mark.parametrize(

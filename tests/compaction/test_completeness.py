@@ -153,7 +153,8 @@ def test_what_a_damaged_record_claims_touches_no_hour_out_of_reach(place: Place)
         b"no JSON", b"[]", b'{"data": 1}', b'{"data": [1]}', b'{"data": [{}]}',
         *[encode({"data": [{"start": start, "end": "2026-11-20T13:00:00Z", "tweet_count": count}]})
           for start, count in (("noon", 1), ("2026-11-20T12:00:00", 1), ("2026-11-20T12:00:00Z", "1"),
-                               ("2026-11-20T12:00:00Z", True), ("2026-11-20T12:00:00Z", -1), (12, 1))],
+                               ("2026-11-20T12:00:00Z", True), ("2026-11-20T12:00:00Z", -1), (12, 1),
+                               ("0001-01-01T00:00:00+05:00", 1))],
     ],
 )  # fmt: skip
 def test_what_holds_no_counts_is_refused(body: bytes) -> None:

@@ -86,7 +86,11 @@ def one_tweet(**fields: Any) -> bytes:
 
 
 def only_row(body: bytes, table: str = "tweets") -> dict[str, Any]:
-    (row,) = whole_rows(decode_pages([page(body)]), table)
+    return only_row_of(decode_pages([page(body)]), table)
+
+
+def only_row_of(decoded: Decoded, table: str = "tweets") -> dict[str, Any]:
+    (row,) = whole_rows(decoded, table)
     return row
 
 
@@ -235,6 +239,8 @@ def test_bytes_that_are_no_answer_are_rejected_and_the_rest_goes_on(bodies: list
         (b"[]", "page_not_object"),
         (b'"data"', "page_not_object"),
         (b'{"title":"Service Unavailable","status":503}', "page_not_search"),
+        (b'{"\\ud800":1}', "page_not_search"),
+        (b'{"\xff":1}', "page_not_search"),
         (b'{"data":{"id":"1"},"meta":{}}', "data_not_array"),
         (b'{"data":"none","meta":{}}', "data_not_array"),
         (b'{"meta":{},"includes":[]}', "includes_not_object"),
@@ -441,6 +447,43 @@ def test_deep_nesting_stops_nothing(depth: int) -> None:
     kept = {row["id"] for row in whole_rows(decoded)}
     assert kept == {1, 3}
     assert {one.record_index: one.reason for one in decoded.rejects} == {0: "keys_too_deep", 1: "page_too_deep"}
+
+
+def test_nesting_that_is_just_too_deep_stops_nothing() -> None:
+    """Reading it just fits Python's limit of recursion, and writing it down again goes a little deeper."""
+    depths = range(900, 1001)
+    bodies = [
+        one_tweet(id=str(depth)).replace(b'"x"', b'"x","article":' + b"[" * depth + b"]" * depth) for depth in depths
+    ]
+    decoded = decode_pages(pages_of([*bodies, one_tweet(id="1")]))
+    refused = {depths[one.record_index or 0] for one in decoded.rejects}
+    assert {row["id"] for row in whole_rows(decoded)} == {1, *depths} - refused
+    assert {one.reason for one in decoded.rejects} == {"page_too_deep"}
+    assert refused == set(range(min(refused), 1001)), "from some depth on"
+
+
+class PanicException(BaseException):
+    """Named as a panic of Rust is."""
+
+
+class OutOfTimeError(BaseException):
+    """What Airflow raises in a task that takes too long is no Exception either, so that nobody takes it for one."""
+
+
+@pytest.mark.parametrize("raised", [PanicException, RuntimeError])
+def test_whatever_a_parser_dies_of_the_page_is_read_exactly(raised: type[BaseException]) -> None:
+    def dies(*_: Any) -> Any:
+        raise raised("the parser")
+
+    assert only_row_of(decode_pages([page(one_tweet())], dies))["text"] == "x"
+
+
+def test_what_is_not_the_parser_s_passes_through_it() -> None:
+    def interrupted(*_: Any) -> Any:
+        raise OutOfTimeError
+
+    with pytest.raises(OutOfTimeError):
+        decode_pages([page(one_tweet())], interrupted)
 
 
 def test_empty_pages_have_no_rows_and_are_no_rejects() -> None:

@@ -190,6 +190,8 @@ def test_the_command_says_what_it_would_cost_and_asks_first(place: Place) -> Non
     assert "rain: 2026-11-20T12:00:00Z to 2026-11-20T12:20:00Z; at most 0 posts, $0.00" in declined.stdout
     assert "together at most $0.00 for the posts" in declined.stdout
     assert requests(place) == []
+    typo = run("--config", file, "order-holes", "--yes", "--query", "rian")
+    assert (typo.exit_code, "the settings have no query rian; there are: " in typo.stderr) == (2, True)
     done = run("--config", file, "order-holes", "--yes", "--query", "rain")
     assert (done.exit_code, "ordered 1" in done.stdout) == (0, True)
     assert len(requests(place)) == 1

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 from compaction_dags.compaction.report.figures import Figures, Hour, QueryFigures, Stretch, gather
 from compaction_dags.compaction.report.page import page
+from schemas.snowflake import MAX_ID, first_id_at
 from tests.compaction.collector import Collector, counts, gap, ids_within, window
 from tests.compaction.conftest import Place, hours
 from tests.compaction.pages import NOON
@@ -91,6 +92,20 @@ def test_the_command_writes_one_page_that_is_the_same_for_the_same_tables(place:
     assert len(outline.of_class("bar")) == 2 + 1, "two hours, and the key"
     assert len(outline.of_class("gap")) == 1 + 1
     assert {"11-20 12:00", "9", "12", "75.0%", "out_of_reach", "15 min"} <= set(outline.cells)
+
+
+def test_an_id_out_of_the_air_does_not_move_the_report_to_where_no_posts_are(place: Place) -> None:
+    filled(place)
+    expected = gather(place.settings())
+    place.ship_tweets([MAX_ID, first_id_at(NOON + 40 * ONE)], NOON + ONE)
+    place.compact()
+    found = gather(place.settings())
+    assert found is not None
+    assert expected is not None
+    assert (found.since, found.until) == (expected.since, expected.until)
+    far = gather(place.settings(), until=datetime(9999, 12, 31, 23, 59, tzinfo=UTC))
+    assert far is not None
+    assert far.until == found.until
 
 
 def test_what_cannot_be_told_is_a_wrong_usage(place: Place) -> None:

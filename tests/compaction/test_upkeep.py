@@ -137,6 +137,16 @@ def test_files_of_another_engine_are_rolled_up_and_rows_stay_the_same(place: Pla
     assert tend(place, name).partitions_rolled_up == 0
 
 
+def test_rows_that_another_engine_wrote_twice_become_one_when_their_hour_is_next_merged(place: Place) -> None:
+    fill(place, runs=1)
+    before = place.tweets()
+    write_deltalake(place.delta("tweets"), place.delta("tweets").to_pyarrow_table(), mode="append")
+    place.ship_tweets([FIRST + 900], NOON)
+    place.compact()
+    assert len(place.rows("tweets")) == len(before) + 1
+    assert {number: row for number, row in place.tweets().items() if number != FIRST + 900} == before
+
+
 def test_rolling_up_never_commits_fewer_rows(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(place, runs=1)
     write_deltalake(place.delta("tweets"), place.delta("tweets").to_pyarrow_table(), mode="append")

@@ -7,10 +7,32 @@ from pathlib import Path
 
 import click
 
+from schemas.keys import RawHour
 from schemas.settings import EXIT_CONFIG, SettingsError
 
 EXIT_FAILED, EXIT_TEMPORARY = 1, 75
 """75 is EX_TEMPFAIL of sysexits.h: trying again later is enough."""
+
+_YEARS = range(2006, 2100)
+"""In which X may have answered: its first post is of 2006."""
+
+
+class _RawHour(click.ParamType[str]):
+    """A raw hour, as its text."""
+
+    name = "hour"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            hour = RawHour.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if hour.date.year not in _YEARS:
+            self.fail(f"X had no posts in the year {hour.date.year}", param, ctx)
+        return str(hour)
+
+
+RAW_HOUR = _RawHour()
 
 
 def _or_in_front(context: click.Context, _option: click.Parameter, named: Path | None) -> Path | None:

@@ -34,6 +34,12 @@ def order_holes(config: Path | None, queries: tuple[str, ...], yes: bool) -> Non
 
     with errors_told():
         settings = load(config)
+        names = {query.name for query in settings.query}
+        if unknown := sorted(set(queries) - names):
+            there_are = ", ".join(sorted(names)) or "none"
+            raise click.BadParameter(
+                f"the settings have no query {', '.join(unknown)}; there are: {there_are}", param_hint="--query"
+            )
         found = holes.find_holes(settings, queries=queries)
         for hole in found:
             click.echo(_in_words(hole, settings))

@@ -7,22 +7,14 @@ from typing import Any
 
 import click
 
-from compaction_dags.compaction.commands.common import EXIT_FAILED, errors_told, with_config
-from schemas.keys import RawHour
+from compaction_dags.compaction.commands.common import EXIT_FAILED, RAW_HOUR, errors_told, with_config
 from schemas.settings import load
-
-
-def _hour(_context: click.Context, _option: click.Parameter, value: str) -> str:
-    try:
-        return str(RawHour.parse(value))
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
 
 
 @click.command()
 @with_config
-@click.option("--since", required=True, callback=_hour, help="First raw hour (UTC), such as 2026-11-20T13.")
-@click.option("--until", required=True, callback=_hour, help="Last raw hour, included.")
+@click.option("--since", required=True, type=RAW_HOUR, help="First raw hour (UTC), such as 2026-11-20T13.")
+@click.option("--until", required=True, type=RAW_HOUR, help="Last raw hour, included.")
 @click.option("--check-only", is_flag=True, help="Write nothing, only compare. Exit code 1 if anything differs.")
 def rebuild(config: Path | None, since: str, until: str, check_only: bool) -> None:
     """Rebuild raw hours into place from raw, newest first, and tell every difference.

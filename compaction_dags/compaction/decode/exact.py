@@ -94,7 +94,10 @@ def decode(pages: Sequence[RawPage]) -> Found:
     """The rows of the pages, and what could not be used. Raises TooDeep."""
     found = Found()
     for page in pages:
-        found.add(_page(page))
+        try:
+            found.add(_page(page))
+        except RecursionError as error:  # of reading it, or of writing a part of it down again, which goes deeper
+            raise TooDeep(f"{page.raw_key} record {page.record_index}: nested too deeply") from error
     return found
 
 
@@ -119,14 +122,14 @@ def _page(page: RawPage) -> Found:
     found = Found()
     try:
         answer = load(page.body)
-    except RecursionError as error:
-        raise TooDeep(f"{page.raw_key} record {page.record_index}: nested too deeply") from error
     except ValueError as error:
         return _refuse(found, page, "page_not_json", str(error))
     if not isinstance(answer, dict):
         return _refuse(found, page, "page_not_object", f"the answer is a JSON {_kind(answer)}")
     if answer.get("data") is None and answer.get("meta") is None:
-        return _refuse(found, page, "page_not_search", f"neither data nor meta; keys: {', '.join(answer)[:200]}")
+        return _refuse(
+            found, page, "page_not_search", f"neither data nor meta; keys: {_clean(', '.join(answer))[:200]}"
+        )
     found.unknown_keys.update(_clean(key) for key in answer if key not in PAGE_KEYS)
     _objects(found, page, "tweets", "data", answer.get("data"))
     includes = answer.get("includes")

@@ -48,6 +48,8 @@ _SURELY_SHALLOW: Final = 10_000
 """A page of X has about 4,000 brackets; a stack of 1 MB holds arro3's recursion of this depth."""
 _ENTITIES: Final = (("&lt;", "<"), ("&gt;", ">"), ("&amp;", "&"))
 """What X escapes. The ampersand last, or what it makes would be decoded again."""
+_PANIC: Final = "PanicException"
+"""What a panic of Rust is in Python: a BaseException of a class that cannot be imported (PyO3's pyo3_runtime)."""
 _EXACT_IN_DOUBLE: Final = 2**53
 _FIRST_TIME: Final = -62_135_596_800_000_000
 """Microseconds from 1970 to the beginning of year 1."""
@@ -134,9 +136,11 @@ def _parse(pages: Sequence[RawPage], parse: Parser, schema: pa.Schema) -> pa.Str
     lines = [part for i, page in enumerate(pages) for part in (b'{"i":%d,"p":' % i, page.body, b"}\n")]
     try:
         batch = parse(b"".join(lines), len(pages), schema)
-    except (Unfit, KeyboardInterrupt, SystemExit):
+    except Unfit:
         raise
-    except BaseException as error:  # arro3 raises plain Exceptions, and a panic of Rust is a BaseException
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+            raise  # not the parser's: a task that timed out, say
         raise Unfit(str(error)[:200]) from error
     if batch.num_rows != len(pages) or not batch.column("i").equals(pa.array(range(len(pages)), pa.int32())):
         raise Unfit("a page is not one JSON value")

@@ -1,6 +1,6 @@
 """What the report tells, gathered from `completeness` and `coverage`. The same tables give the same figures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -115,14 +115,16 @@ def gather(
     known = completeness.open()
     if known is None or not known.files:
         return None
-    until = _ceiling(until) if until else _start(max(known.files)) + HOUR
+    fetched = coverage.open()
+    newest = _newest(known.files, fetched.files if fetched else ())
+    until = _ceiling(min(until, newest)) if until else newest
     since = _floor(since) if since else until - DEFAULT_SPAN
     wanted = [partition for partition in sorted(known.files) if since <= _start(partition) < until]
     hours = {partition: rows.to_pylist() for partition, rows in completeness.read_many(known, wanted, _COMPLETENESS)}
     told: dict[Partition, list[dict[str, Any]]] = {}
-    if (snapshot := coverage.open()) is not None:  # what covers an hour was fetched in it or later
-        later = [partition for partition in sorted(snapshot.files) if _start(partition) >= since]
-        told = {partition: rows.to_pylist() for partition, rows in coverage.read_many(snapshot, later, _COVERAGE)}
+    if fetched is not None:  # what covers an hour was fetched in it or later
+        later = [partition for partition in sorted(fetched.files) if _start(partition) >= since]
+        told = {partition: rows.to_pylist() for partition, rows in coverage.read_many(fetched, later, _COVERAGE)}
     lines = timelines(told)
     names = {row["query"] for rows in hours.values() for row in rows} | lines.keys()
     chosen = sorted(names & set(queries) if queries else names)
@@ -141,6 +143,13 @@ def gather(
             for name in chosen
         ),
     )
+
+
+def _newest(hours: Collection[Partition], fetched: Iterable[Partition]) -> datetime:
+    """The end of the newest hour of posts; one far ahead of all fetching is no post's, but that of an id out of the air."""
+    latest = max(fetched, default=None)
+    likely = [hour for hour in hours if latest is None or _start(hour) <= _start(latest) + HOUR]
+    return _start(max(likely or hours)) + HOUR
 
 
 def _hour(partition: Partition, row: Mapping[str, Any]) -> Hour:
