@@ -43,14 +43,14 @@ class _Includes(msgspec.Struct):
 
 
 class _Meta(msgspec.Struct):
-    result_count: int = 0
+    result_count: int
     next_token: str | None = None
 
 
 class _Page(msgspec.Struct):
+    meta: _Meta
     data: list[_Item] = []
     includes: _Includes = msgspec.field(default_factory=_Includes)
-    meta: _Meta = msgspec.field(default_factory=_Meta)
 
 
 _decode_page = msgspec.json.Decoder(_Page).decode
@@ -85,7 +85,9 @@ def page_facts(body: bytes) -> PageFacts:
     """Read the facts off a page. A body that is no page gives facts with a `problem` and nothing else."""
     try:
         page = _decode_page(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _page_facts_of_anything(body)
+    if not page.data and page.meta.result_count:
         return _page_facts_of_anything(body)
     ids = tuple(number for item in page.data if (number := _id(item.id)) is not None)
     return PageFacts(
@@ -149,20 +151,42 @@ def _page_facts_of_anything(body: bytes) -> PageFacts:
     meta = page.get("meta") or {}
     if not isinstance(data, list) or not isinstance(meta, dict):
         return _unusable("data or meta is not what X documents")
+    count = meta.get("result_count")
+    token = meta.get("next_token") or None
+    if not data and (count != 0 or isinstance(count, bool)):  # X says of an empty page that it is: `"result_count": 0`
+        return _without_posts(count)
     ids = tuple(number for item in data if isinstance(item, dict) and (number := _id(item.get("id"))) is not None)
     includes = page.get("includes") if isinstance(page.get("includes"), dict) else {}
-    token = meta.get("next_token")
+    is_text = isinstance(token, str) and _is_utf8(token)
     return PageFacts(
         result_count=len(data),
         post_ids=ids,
-        next_token=token if isinstance(token, str) and token else None,
+        next_token=token if is_text else None,
         included_posts=_distinct(includes, "tweets") + _distinct(includes, "posts"),
         included_users=_distinct(includes, "users"),
+        problem=None if data or is_text or token is None else "X says there is more, and not how to ask for it",
+        tells_its_end="meta" in page and (is_text or token is None),
     )
 
 
+def _without_posts(count: Any) -> PageFacts:
+    """A body without posts that does not say that there are none: it covers nothing."""
+    told = count if isinstance(count, int) and not isinstance(count, bool) and count > 0 else 0
+    problem = f"X says that there are {told} posts and sends none" if told else "the body is not a page of posts"
+    return PageFacts(told, (), None, 0, 0, problem)
+
+
+def _is_utf8(text: str) -> bool:
+    """JSON can hold half of a character, which no file of ours can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _unusable(problem: str) -> PageFacts:
-    return PageFacts(0, (), None, 0, 0, problem)
+    return PageFacts(0, (), None, 0, 0, problem, is_countable=False)
 
 
 def _distinct(includes: Any, name: str) -> int:
@@ -193,4 +217,4 @@ def _detail(status: int, problem: dict[str, Any]) -> str:
     errors = problem.get("errors")
     first = errors[0] if isinstance(errors, list) and errors and isinstance(errors[0], dict) else {}
     said = first.get("message") or problem.get("detail") or problem.get("title") or "no JSON explanation"
-    return f"{status}: {str(said)[:300]}"
+    return f"{status}: {str(said)[:300]}".encode(errors="replace").decode()

@@ -107,8 +107,8 @@ async def find_start(
 def _remember(spool: Spool, name: MicrobatchName, read_today: ReadToday) -> None:
     path = next(path for folder in ("sealed", "shipped") if (path := spool.file(name, folder)).exists())
     for record in read_records(path):
-        body, at = record.get("body"), record.get("received_at")
-        if record.get("endpoint") == SEARCH and body is not None and at is not None:
+        body, at = record.get("body"), record["at"]  # by X's clock, which names the day that X bills
+        if record.get("endpoint") == SEARCH and body is not None:
             read_today.repeats(page_facts(body), at)
 
 

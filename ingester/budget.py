@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ingester.model import Bill, FieldSet, PageFacts
+from schemas.records import RawRecord
 from schemas.settings import Budget, Price, Query
 from schemas.state import Money, day_of
 
@@ -65,6 +66,57 @@ class ReadToday:
             self._growing, self._before = set(), self._growing
         self._growing |= fresh
         return len(page.post_ids) - len(fresh)
+
+
+class LostAnswers:
+    """What answers of this UTC day that never arrived were booked at, by query, until it is known better: X answers that
+    query again, or tells what it counted. Forgotten with the process and with the day: then it stays booked.
+    """
+
+    def __init__(self) -> None:
+        self._day = ""
+        self._of: dict[str, Bill] = {}
+
+    def add(self, query: str, bill: Bill, at: datetime) -> None:
+        self._forget_other_days(at)
+        before = self._of.get(query, Bill(0, 0))
+        self._of[query] = Bill(before.microusd + bill.microusd, before.posts + bill.posts)
+
+    def take(self, query: str, at: datetime) -> Bill:
+        """What is booked of a query, which is known better from now on."""
+        self._forget_other_days(at)
+        return self._of.pop(query, Bill(0, 0))
+
+    def take_some(self, posts: int, at: datetime) -> dict[str, Bill]:
+        """Up to so many posts of what is booked, by query."""
+        self._forget_other_days(at)
+        taken: dict[str, Bill] = {}
+        for query, bill in list(self._of.items()):
+            if (part := min(posts - sum(one.posts for one in taken.values()), bill.posts)) > 0:
+                taken[query] = Bill(bill.microusd * part // bill.posts, part)
+                self._of[query] = Bill(bill.microusd - taken[query].microusd, bill.posts - part)
+        return taken
+
+    def _forget_other_days(self, at: datetime) -> None:
+        if (day := day_of(at)) != self._day:
+            self._day, self._of = day, {}
+
+
+def negated(bill: Bill) -> Bill:
+    """To give back what was booked."""
+    return Bill(-bill.microusd, -bill.posts)
+
+
+def spend(reason: str, bill: Bill, at: datetime, query: str | None = None) -> RawRecord:
+    """The record of money that no page tells of."""
+    return {
+        "kind": "spend",
+        "at": at,
+        "query": query,
+        "reason": reason,
+        "cost_microusd": bill.microusd,
+        "posts_billed": bill.posts,
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,9 +65,13 @@ def follow(
     problem = problem or page.problem or _no_progress(page, inside, chain, idle)
     if problem is not None:
         return Following(inside, None, None, is_last=False, problem=problem)
-    if page.next_token is None:
+    if page.next_token is None and page.tells_its_end:
         return Following(inside, None, None, is_last=True)
     missing_below = _missing_below(inside, interval.upper)
+    if page.next_token is None:
+        return Following(
+            inside, missing_below, None, is_last=False, remark="the page does not say whether there is more"
+        )
     if chain is not None and page.next_token == chain.next_token:
         return Following(inside, missing_below, None, is_last=False, remark="X repeats a next_token")
     index = chain.next_index + 1 if chain else 1
@@ -85,7 +89,7 @@ def _missing_below(inside: tuple[int, ...], upper: int) -> int | None:
 
 def _no_progress(page: PageFacts, inside: tuple[int, ...], chain: Chain | None, idle: int) -> str | None:
     """Why following this page would go round in circles, if it would."""
-    if page.next_token is None:
+    if page.next_token is None and page.tells_its_end:
         return None
     if page.post_ids and not inside:
         return "X says there is more, but the page has nothing within the bounds that were asked"

@@ -2,6 +2,7 @@
 
 TweetlakeError
 ├── Transient            try again later, with back-off
+│   └── AnswerLost       the same, and X may have billed what did not arrive
 ├── NeedsOperator        pause and say why; probe slowly; nothing is dropped
 ├── KeyTaken             the object exists: compare SHA-256
 ├── ChecksumRefused      the bytes did not arrive as sent: hash the file again
@@ -21,6 +22,10 @@ class TweetlakeError(Exception):
 
 class Transient(TweetlakeError):
     """The other side did not answer, or answered that it is in trouble. Trying again may help."""
+
+
+class AnswerLost(Transient):
+    """A request was sent to X and no whole answer came back. X may have answered, and bills what it sent."""
 
 
 class NeedsOperator(TweetlakeError):

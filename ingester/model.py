@@ -144,6 +144,10 @@ class PageFacts:
     included_users: int
     problem: str | None = None
     """Why the page cannot be followed; its body is kept all the same."""
+    is_countable: bool = True
+    """Whether the figures above can be told at all; otherwise X may have billed as many posts as were asked for."""
+    tells_its_end: bool = True
+    """Whether it says if there is more; otherwise its interval goes on below it by bounds."""
 
     @property
     def newest_id(self) -> int | None:

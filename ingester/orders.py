@@ -10,7 +10,8 @@ from ingester.ports import Clock, ObjectStore
 from ingester.pulse import Beat, unheard
 from ingester.retry import Backoff
 from ingester.telemetry import Telemetry
-from ingester.windows import cut
+from ingester.windows import LONGEST_WINDOW, REACH, cut
+from ingester.x_time import XTime
 from schemas import snowflake
 from schemas.keys import LakeKeys
 from schemas.orders import Order
@@ -34,6 +35,7 @@ class Orders:
         clock: Clock,
         telemetry: Telemetry,
         backoff: Backoff | None = None,
+        x_time: XTime,
         beat: Beat = unheard,
     ) -> None:
         self._rules = {query.name: query.rule for query in queries}
@@ -41,6 +43,7 @@ class Orders:
         self._keys = keys
         self._journal = journal
         self._clock = clock
+        self._x_time = x_time
         self._telemetry = telemetry
         self._backoff = backoff or Backoff(first_seconds=5.0, cap_seconds=300.0)
         self._refused: set[str] = set()
@@ -93,7 +96,7 @@ class Orders:
         state = self._journal.state.queries[order.query]
         until_id = min(snowflake.first_id_at(order.until), state.frontier_id)
         since_id = snowflake.first_id_at(order.since) - 1
-        slices = cut(since_id, until_id) if since_id + 1 < until_id else []
+        slices = self._slices(since_id, until_id) if since_id + 1 < until_id else []
         if not slices:
             raise ValueError("it lies in the future; polling will collect it")
         await self._journal.append(
@@ -108,3 +111,12 @@ class Orders:
             }
         )
         self._telemetry.order_taken(order.name, order.query, len(slices))
+
+    def _slices(self, since_id: int, until_id: int) -> list[tuple[int, int]]:
+        """What X has surely forgotten is one slice, however long it is: it is given up when its turn comes."""
+        forgotten = snowflake.first_id_at(self._x_time.now() - REACH - LONGEST_WINDOW)
+        if since_id >= forgotten:
+            return cut(since_id, until_id)
+        if until_id <= forgotten + 1:
+            return [(since_id, until_id)]
+        return [(since_id, forgotten + 1), *cut(forgotten, until_id)]

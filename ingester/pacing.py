@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from ingester.answers import Meaning, Verdict
 from ingester.budget import Allowed, Purse, Reservation
@@ -16,6 +15,7 @@ from ingester.errors import Stopping
 from ingester.model import Answer
 from ingester.ports import Clock
 from ingester.pulse import FOR_EVER, Beat, unheard
+from ingester.retry import within
 from ingester.telemetry import Telemetry
 from ingester.x_time import XTime
 from schemas.records import SEARCH
@@ -49,6 +49,8 @@ class RateWindow:
     remaining: int | None = None
     reset_at: datetime | None = None
     """By X's clock."""
+    refusals: int = 0
+    """429s in a row."""
 
     def learn(self, answer: Answer, limited: bool, now: datetime) -> None:
         header = answer.headers.get
@@ -59,10 +61,14 @@ class RateWindow:
         except (ValueError, OverflowError, OSError):
             if limited:
                 self.reset_at = now + timedelta(seconds=WAIT_WITHOUT_RESET)
-        if limited:
+        self.refusals = self.refusals + 1 if limited else 0
+        latest = now + timedelta(seconds=LONGEST_RATE_WAIT)
+        if self.reset_at is not None:
+            self.reset_at = min(self.reset_at, latest)
+        if limited:  # a reset that is over, as some limiters are late, must not be a hot loop
             self.remaining = 0
-            latest = now + timedelta(seconds=LONGEST_RATE_WAIT)
-            self.reset_at = min(self.reset_at or latest, latest)
+            soonest = now + timedelta(seconds=min(WAIT_WITHOUT_RESET, 2.0**self.refusals))
+            self.reset_at = max(self.reset_at or latest, soonest)
 
     def seconds_until_free(self, now: datetime, keep: int) -> float:
         """0 when a request may go out that leaves `keep` for others; otherwise the wait for the reset."""
@@ -139,12 +145,12 @@ class Gate:
         self._stopping = False
 
     async def turn(
-        self, priority: int, wanted: int, within: float | None = None, *, endpoint: str = SEARCH, cost: int = 0
+        self, priority: int, wanted: int, patience: float | None = None, *, endpoint: str = SEARCH, cost: int = 0
     ) -> Turn | None:
         """Wait for the right to ask for a page of up to `wanted` posts, or (0) for an answer of a fixed `cost`, which is
         in millionths of a dollar.
 
-        None if it did not come `within` so many seconds: who waits with a backlog page must still be on time for its
+        None if it did not come within so many seconds of `patience`: who waits with a backlog page must still be on time for its
         next live poll. Raises Stopping.
         """
         if self._stopping:
@@ -153,18 +159,12 @@ class Gate:
         waiting = _Waiting(priority, next(self._arrivals), wanted, cost, endpoint, granted)
         heapq.heappush(self._queue, waiting)
         self._changed.set()
-        if within is None:
+        if patience is None:
             return await waiting.turn
-        patience = asyncio.ensure_future(self._clock.sleep(within))
-        either: set[asyncio.Future[Any]] = {waiting.turn, patience}
         try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            patience.cancel()
-        if not waiting.turn.done():
-            waiting.turn.cancel()
+            return await within(self._clock, patience, waiting.turn)
+        except TimeoutError:
             return None
-        return waiting.turn.result()
 
     def give_back(self, turn: Turn) -> None:
         """The request is over and, if it was a page, booked."""
@@ -210,14 +210,27 @@ class Gate:
                 self._beat(0.0 if self._queue else FOR_EVER)
                 await self._changed.wait()
                 continue
-            first = self._queue[0]
             self._beat()
-            hold = await self._grant(first)  # meanwhile others may have come to the front, or a stop sent all home
-            if first.endpoint == SEARCH:
+            if (seconds := await self._grant_first()) is not None:
+                self._beat(seconds)
+                await self._changed_within(seconds)
+
+    async def _grant_first(self) -> float | None:
+        """Grant one turn: the first of each endpoint has a try, as what holds up searches may not hold up others. None if
+        one was granted, else the seconds to wait. Meanwhile others may come to the front, or a stop send all home.
+        """
+        firsts: dict[str, _Waiting] = {}
+        for waiting in sorted(self._queue):
+            firsts.setdefault(waiting.endpoint, waiting)
+        seconds = LONGEST_HOLD
+        for endpoint, waiting in firsts.items():
+            hold = await self._grant(waiting)
+            if endpoint == SEARCH:
                 self._show(hold)
-            if hold is not None:
-                self._beat(hold.seconds)
-                await self._changed_within(hold.seconds)
+            if hold is None:
+                return None
+            seconds = min(seconds, hold.seconds)
+        return seconds
 
     async def _grant(self, waiting: _Waiting) -> Hold | None:
         posts, hold = await self._may_ask(waiting)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ingester.answers import Meaning, Verdict, judge
-from ingester.budget import OwnCaps, Prices, ReadToday
+from ingester.budget import LostAnswers, OwnCaps, Prices, ReadToday, negated, spend
 from ingester.chain import Chain, Following, follow
-from ingester.errors import Stopping, Transient
+from ingester.errors import AnswerLost, Stopping, Transient
 from ingester.journal import Journal
 from ingester.model import Answer, Bill, FieldSet, PageFacts, SearchRequest
 from ingester.pacing import BACKLOG, LIVE, Gate
@@ -25,6 +25,10 @@ from schemas.settings import Query
 
 INDEX_REACHES = timedelta(seconds=9)
 """A window that ends later than this before an answer's Date was not wholly in X's index: 10 s, less Date's rounding."""
+FIRST_REST, LONGEST_REST = 2.0, 900.0
+"""Seconds for which an interval that X does not answer is left alone, while X answers others."""
+STUCK_AFTER = 5
+"""Rests in a row; then it is told, and what has a rule that is not used any more is given up."""
 LONGEST_CAP_WAIT = 60.0
 """Seconds until a query's own cap is looked at again."""
 
@@ -45,6 +49,16 @@ class Ask:
     posts: int
 
 
+@dataclass(slots=True)
+class Rest:
+    """An interval that X did not answer though it answered others: not asked again before `until` (monotonic)."""
+
+    interval: Interval
+    backoff: Backoff
+    until: float
+    problem: str
+
+
 class Poller:
     """Polls one query for ever: live windows on time, what is left in todo between them."""
 
@@ -60,6 +74,7 @@ class Poller:
         fields: FieldSet,
         prices: Prices,
         read_today: ReadToday,
+        lost_answers: LostAnswers,
         max_results: int,
         stop: asyncio.Event,
         backoff: Backoff | None = None,
@@ -85,6 +100,12 @@ class Poller:
         self._beat = beat
         self._backoff = backoff or Backoff(first_seconds=1.0, cap_seconds=60.0)
         self._chains: dict[tuple[int, int], Chain] = {}
+        self._resting: dict[tuple[int, int], Rest] = {}
+        self._is_answered = False
+        """Whether a page came of the last request."""
+        self._is_refused = False
+        """Whether X said of the last request that it is a bad one."""
+        self._lost_answers = lost_answers
         self._next_poll = 0.0
 
     async def run(self) -> None:
@@ -112,13 +133,27 @@ class Poller:
             self._next_poll = self._after(self._next_poll)
             if (live := await self.windows.live()) is not None:
                 return Ask(live, LIVE, posts)
-        unfinished = self.windows.state.todo
+        unfinished = self._not_resting()
         for interval in unfinished:
             if interval.reason == "live":
                 return Ask(interval, LIVE, posts)
         if unfinished:
             return Ask(unfinished[0], BACKLOG, posts)
-        return Sleep(self._next_poll - self._clock.monotonic())
+        return Sleep(min([self._next_poll, *(rest.until for rest in self._resting.values())]) - self._clock.monotonic())
+
+    def _not_resting(self) -> list[Interval]:
+        """What is to be asked, oldest first. What rests must not hold up the others."""
+        todo, now = self.windows.state.todo, self._clock.monotonic()
+        if not self._resting:
+            return list(todo)
+        keys = {interval.key for interval in todo}
+        self._resting = {key: rest for key, rest in self._resting.items() if key in keys}
+        return [each for each in todo if each.key not in self._resting or self._resting[each.key].until <= now]
+
+    @property
+    def stuck(self) -> Rest | None:
+        """The first interval that X does not answer, again and again, while it answers others."""
+        return next((rest for rest in self._resting.values() if rest.backoff.failures >= STUCK_AFTER), None)
 
     def _posts_within_own_caps(self) -> int:
         """How many posts a page may have by the query's own caps; 0 is told, once."""
@@ -162,17 +197,33 @@ class Poller:
             wait = await self._ask_once(interval, request)
         finally:
             self._gate.give_back(turn)
+        was_answered, self._is_answered = self._is_answered, wait is None
         if wait is None:
+            self._resting.pop(interval.key, None)
             return 0.0
         if self.windows.state.find(interval.key) is None:  # a live window that was not answered at all is still due
             self._next_poll = self._clock.monotonic()
+        elif wait > 0 and was_answered:  # X answers, but not this
+            await self._leave_alone(interval)
         return wait
+
+    async def _leave_alone(self, interval: Interval) -> None:
+        """Let the others go first, for longer each time. A rule that X refuses and that is no longer used never gets better."""
+        rest = self._resting.get(interval.key)
+        backoff = rest.backoff if rest else Backoff(FIRST_REST, LONGEST_REST)
+        until = self._clock.monotonic() + backoff.next_wait()
+        self._resting[interval.key] = Rest(interval, backoff, until, self.last_problem or "")
+        if self._is_refused and interval.rule != self.query.rule and backoff.failures >= STUCK_AFTER:
+            await self.windows.give_up(interval, "refused")
 
     async def _ask_once(self, interval: Interval, request: SearchRequest) -> float | None:
         """One request. None when its page was kept, else the seconds to wait before asking again."""
+        self._is_refused = False
         try:
             answer = await self._source.search(request)
         except Transient as error:
+            if isinstance(error, AnswerLost):
+                await self._book_lost(request.max_results)
             wait = self._backoff.next_wait()
             self.last_problem = str(error)
             self._telemetry.request_failed(self.query.name, str(error), wait)
@@ -190,6 +241,7 @@ class Poller:
         self.last_problem = verdict.detail
         if verdict.meaning is Meaning.BAD_REQUEST and self._chains.pop(interval.key, None) is not None:
             return 0.0  # the token may have expired: the interval goes on by its bounds
+        self._is_refused = verdict.meaning is Meaning.BAD_REQUEST
         if verdict.meaning in {Meaning.BAD_REQUEST, Meaning.TROUBLE}:
             wait = self._backoff.next_wait() * (5 if verdict.meaning is Meaning.BAD_REQUEST else 1)
             self._telemetry.request_refused(self.query.name, verdict.detail, wait)
@@ -207,6 +259,7 @@ class Poller:
         record["at"], record["query"] = now, self.query.name
         record["page_index"] = chain.next_index if chain else 0
         await self._journal.append(record)
+        await self._give_back_lost()
         self._telemetry.page_stored(
             self.query.name,
             posts=page.result_count,
@@ -231,9 +284,23 @@ class Poller:
         return None
 
     def _book(self, page: PageFacts, at: datetime, asked: int) -> Bill:
-        if page.problem is not None:  # nobody can count what came; X may have
+        if not page.is_countable:  # X may have counted
             return Bill(microusd=self._prices.worst_case(asked), posts=asked)
         return self._prices.bill(page, self._read_today.repeats(page, at))
+
+    async def _book_lost(self, posts: int) -> None:
+        """X bills what it sent, whether it arrives or not."""
+        at = self._gate.x_time.now()
+        bill = Bill(self._prices.worst_case(posts), posts)
+        self._lost_answers.add(self.query.name, bill, at)
+        await self._journal.append(spend("unanswered", bill, at, self.query.name))
+
+    async def _give_back_lost(self) -> None:
+        """X answers again: what was in the answers that were lost comes again, is booked then, and billed once a day."""
+        at = self._gate.x_time.now()
+        bill = self._lost_answers.take(self.query.name, at)
+        if bill.posts:
+            await self._journal.append(spend("answered", negated(bill), at, self.query.name))
 
     async def _sleep(self, seconds: float) -> None:
         """Wait, or wake when the service stops."""

@@ -1,14 +1,15 @@
 """Holding our books against X's: once an hour X is asked what it counted as read today; what it has more is booked too.
 
-It can have more after answers that never arrived, or when something else uses the same app. It can have less: what X
-repeats within a day or includes in a page is booked at its worst, and then our figure stays.
+It can have more when something else uses the same app. It can have less: what X repeats within a day or includes in a page
+is booked at its worst, and then our figure stays; what was booked for answers that never arrived is given back.
 """
 
 from ingester.answers import posts_by_day
 from ingester.aside import ask_aside
-from ingester.budget import Prices
+from ingester.budget import LostAnswers, Prices, negated, spend
 from ingester.errors import Stopping
 from ingester.journal import Journal
+from ingester.model import Bill
 from ingester.pacing import Gate
 from ingester.ports import Clock, Source
 from ingester.pulse import Beat, unheard
@@ -31,6 +32,7 @@ class Reconciliation:
         journal: Journal,
         gate: Gate,
         prices: Prices,
+        lost_answers: LostAnswers,
         clock: Clock,
         telemetry: Telemetry,
         beat: Beat = unheard,
@@ -41,6 +43,7 @@ class Reconciliation:
         self._journal = journal
         self._gate = gate
         self._prices = prices
+        self._lost_answers = lost_answers
         self._clock = clock
         self._telemetry = telemetry
         self._beat = beat
@@ -64,18 +67,12 @@ class Reconciliation:
         if counted is None:
             self._telemetry.aside_failed(USAGE, "what X counted cannot be told apart for this app")
             return
-        today = day_of(self._gate.x_time.now())
-        self.x_counted = counted.get(today, 0)
-        booked = self._journal.state.money.within(self._gate.x_time.now()).day.posts
+        now = self._gate.x_time.now()
+        self.x_counted = counted.get(day_of(now), 0)
+        booked = self._journal.state.money.within(now).day.posts
         self._telemetry.reconciled(self.x_counted, booked)
         if (missing := self.x_counted - booked - self._gate.posts_under_way) > 0:
             self._telemetry.usage_differs(self.x_counted, booked)
-            await self._journal.append(
-                {
-                    "kind": "spend",
-                    "at": self._gate.x_time.now(),
-                    "reason": "reconciled",
-                    "cost_microusd": missing * self._prices.post,
-                    "posts_billed": missing,
-                }
-            )
+            await self._journal.append(spend("reconciled", Bill(missing * self._prices.post, missing), now))
+        for query, bill in self._lost_answers.take_some(booked - self.x_counted, now).items():
+            await self._journal.append(spend("answered", negated(bill), now, query))

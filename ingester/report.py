@@ -11,7 +11,7 @@ from typing import Any
 
 from ingester.history import History
 from ingester.lease import Lease, Standing
-from ingester.poller import Poller
+from ingester.poller import Poller, Rest
 from ingester.ports import Clock
 from ingester.pulse import Pulse
 from ingester.spool import Contents, Spool
@@ -241,7 +241,7 @@ class Report:
             reason = f"query {query.name} is not asked: {self._why_not_ready() or 'the collection begins'}"
             return Check(name, "query", reason, "see the checks of lease, X and S3")
         if (late := self._lateness(self.term, poller)) <= 0:
-            return Check(name, "query")
+            return Check(name, "query") if poller.stuck is None else _check_stuck(name, query, poller.stuck)
         reason = f"query {query.name} had no page for {late:.0f} s: {poller.last_problem or 'no reason known'}"
         return Check(name, "query", reason, _query_fix(self.term, poller))
 
@@ -349,6 +349,15 @@ class Report:
             "usd_this_month": spent["usd_this_month"],
             "fractions": _fractions(caps, spent),
         }
+
+
+def _check_stuck(name: str, query: Query, stuck: Rest) -> Check:
+    reason = f"query {query.name}: X answers, but not for {stuck.interval}: {stuck.problem}"
+    fix = (
+        "nothing else waits for it; it is tried again for as long as X has it and becomes a gap then, which "
+        f"tweetlake-compact order-holes --query {query.name} orders anew"
+    )
+    return Check(name, "query", reason, fix)
 
 
 def _query_fix(term: Term, poller: Poller) -> str:

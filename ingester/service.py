@@ -194,7 +194,7 @@ class Service:
             beat(PROBE_SECONDS)
             try:
                 self._x_time.learn(await within(self._clock, PROBE_SECONDS, self._source.probe()))
-                problem = "the answer has no Date header"
+                problem = "its Date header is missing, or far from this machine's clock, and is asked for once more"
             except (Transient, TimeoutError) as error:
                 problem = str(error)
             if not self._x_time.known.is_set():

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from ingester.audit import Audit
-from ingester.budget import Prices, Purse, ReadToday
+from ingester.budget import LostAnswers, Prices, Purse, ReadToday
 from ingester.journal import Journal
 from ingester.model import FieldSet
 from ingester.orders import Orders
@@ -66,6 +66,7 @@ class Term:
             concurrency=settings.x.concurrency,
             beat=pulse.expect("gate"),
         )
+        lost_answers = LostAnswers()
         self.pollers = [
             Poller(
                 query,
@@ -77,6 +78,7 @@ class Term:
                 fields=fields,
                 prices=prices,
                 read_today=read_today,
+                lost_answers=lost_answers,
                 max_results=settings.x.max_results,
                 stop=self._over,
                 beat=pulse.expect(f"poller {query.name}"),
@@ -89,6 +91,7 @@ class Term:
             keys=keys,
             journal=journal,
             clock=clock,
+            x_time=x_time,
             telemetry=telemetry,
             beat=pulse.expect("orders"),
         )
@@ -104,7 +107,9 @@ class Term:
         if settings.audit.counts_daily:
             self.audit = Audit(settings.query, **asking, beat=pulse.expect("audit"))
         if settings.budget.reconcile:
-            self.reconciliation = Reconciliation(**asking, beat=pulse.expect("reconciliation"))
+            self.reconciliation = Reconciliation(
+                **asking, lost_answers=lost_answers, beat=pulse.expect("reconciliation")
+            )
 
     @property
     def is_over(self) -> bool:

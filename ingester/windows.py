@@ -104,7 +104,11 @@ class Windows:
             lost.append(Interval(state.frontier_id - 1, clip + 1, self.query.rule, "live"))
         for interval in lost:
             part = replace(interval, resume_below=min(interval.upper, clip + 1))
-            await give_up(self.query.name, part, "out_of_reach", self._journal, self._clock, self._telemetry)
+            await self.give_up(part, "out_of_reach")
+
+    async def give_up(self, interval: Interval, reason: str) -> None:
+        """What is missing of the interval will not be asked for."""
+        await give_up(self.query.name, interval, reason, self._journal, self._clock, self._telemetry)
 
     async def _plan(self, reason: str, intervals: list[Interval], frontier_id: int | None = None) -> None:
         await self._journal.append(

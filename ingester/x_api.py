@@ -15,7 +15,7 @@ import tweepy.asynchronous
 from isal import isal_zlib
 from pydantic import SecretStr
 
-from ingester.errors import NeedsOperator, Transient
+from ingester.errors import AnswerLost, NeedsOperator, Transient
 from ingester.model import Answer, CountsRequest, SearchRequest
 from ingester.ports import Clock
 from schemas.settings import XSecret
@@ -60,8 +60,10 @@ class _Client(tweepy.asynchronous.AsyncClient):  # type: ignore[misc] # tweepy h
                 method, self._base_url + route, params=parameters, json=json, headers=headers
             ) as response:
                 body = await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
             raise Transient(_describe(error, self._base_url)) from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise AnswerLost(_describe(error, self._base_url)) from error
         return Answer(
             status=response.status,
             headers={name.lower(): value for name, value in response.headers.items()},

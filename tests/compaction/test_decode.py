@@ -270,7 +270,7 @@ def test_what_cannot_be_used_is_rejected_with_its_reason(body: bytes, reason: st
     decoded = decode_pages([page(good, 0), page(body, 1), page(good, 2)], parse)
     (reject,) = decoded.rejects
     assert (reject.reason, reject.record_index, reject.raw_key) == (reason, 1, raw_key())
-    assert reject.detail
+    assert reject.detail.encode()
     assert reject.body is not None
     assert reject.received_at_us == AT + 1
     assert decoded.tables["tweets"].num_rows == 6
