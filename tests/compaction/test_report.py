@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from compaction_dags.compaction.report.figures import Figures, Hour, QueryFigures, Stretch, gather
 from compaction_dags.compaction.report.page import page
 from schemas.snowflake import MAX_ID, first_id_at
+from schemas.state import State
 from tests.compaction.collector import Collector, counts, gap, ids_within, window
 from tests.compaction.conftest import Place, hours
 from tests.compaction.pages import NOON
@@ -68,6 +69,7 @@ def test_the_figures_are_those_of_the_tables(place: Place) -> None:
     (query,) = found.queries
     assert query.hours == (Hour(NOON, 9, 12, 0.75, False), Hour(NOON + ONE, 3, 3, 1.0, True))
     assert query.stretches == (
+        Stretch("unknown", found.since, NOON),
         Stretch("gap", NOON, NOON + 15 * MINUTE, ("out_of_reach",)),
         Stretch("covered", NOON + 15 * MINUTE, NOON + 2 * ONE),
     )
@@ -76,6 +78,71 @@ def test_the_figures_are_those_of_the_tables(place: Place) -> None:
     assert later is not None
     assert (later.since, later.queries[0].hours) == (NOON + ONE, query.hours[1:])
     assert later.queries[0].stretches == (Stretch("covered", NOON + ONE, NOON + 2 * ONE),)
+
+
+def test_time_of_which_the_tables_say_nothing_is_never_called_complete(place: Place) -> None:
+    filled(place)
+    output = place.directory / "a.html"
+    long_before = (
+        "report",
+        "--config",
+        place.config(),
+        "--output",
+        output,
+        "--since",
+        "2026-01-01",
+        "--until",
+        "2026-01-02",
+    )
+    told = run(*long_before)
+    assert told.exit_code == 0
+    assert told.stderr == "nothing is known of this time: rain & <sun>\n"
+    text = output.read_text("utf-8")
+    assert "Nothing is known of this time." in text
+    assert "missing" not in text
+    assert Outline(text).cells[:4] == ["rain & <sun>", "2026-11-20 12:00", "0", "\u2013"]
+    run(*long_before[:-2], "--since", "2026-11-13T14")
+    text = output.read_text("utf-8")
+    assert "Nothing is known of the time before 2026-11-20 12:00:00 (UTC)." in text
+    assert "87.5%" in Outline(text).cells, "of what is known"
+    assert len(Outline(text).of_class("unknown")) == 1 + 1, "the week before, and the key"
+
+
+def test_hours_that_nobody_told_of_lie_between_those_that_are_known(place: Place) -> None:
+    one = Collector(place)
+    one.begin(NOON, "lake")
+    for start in (NOON, NOON + 2 * ONE):
+        one.ship([window("lake", start, start + ONE, ids_within(start, start + ONE, 3))], start)
+        one.state = State()  # another spool, with nothing that joins the two
+        if start == NOON:
+            one.begin(start + 2 * ONE, "lake")
+    place.compact()
+    found = gather(place.settings(), since=NOON - ONE)
+    assert found is not None
+    (query,) = found.queries
+    assert query.stretches == (
+        Stretch("unknown", NOON - ONE, NOON),
+        Stretch("covered", NOON, NOON + ONE),
+        Stretch("unknown", NOON + ONE, NOON + 2 * ONE),
+        Stretch("covered", NOON + 2 * ONE, NOON + 3 * ONE),
+    )
+    assert (query.covered, query.known_since) == (1.0, NOON)
+    cells = Outline(page(found)).cells
+    assert cells[cells.index("unknown") :][:4] == ["unknown", "2026-11-20 13:00:00", "2026-11-20 14:00:00", "1 h"]
+
+
+def test_only_time_that_is_known_whole_misses_nothing() -> None:
+    def said(*stretches: Stretch) -> list[str]:
+        query = QueryFigures("q", (), stretches, NOON)
+        return re.findall(r"Nothing [^<]*", page(Figures(NOON, NOON + ONE, (query,))))
+
+    middle = NOON + 30 * MINUTE
+    assert said(Stretch("covered", NOON, NOON + ONE)) == ["Nothing is missing."]
+    assert said(Stretch("covered", NOON, middle), Stretch("unknown", middle, NOON + ONE)) == [
+        "Nothing is known of the time after 2026-11-20 12:30:00 (UTC).",
+        "Nothing else is missing.",
+    ]
+    assert said(Stretch("unknown", NOON, NOON + ONE)) == ["Nothing is known of this time."]
 
 
 def test_the_command_writes_one_page_that_is_the_same_for_the_same_tables(place: Place) -> None:
@@ -187,5 +254,25 @@ def test_less_than_all_is_never_called_all() -> None:
 
 def test_a_query_without_a_post_is_drawn_too() -> None:
     since = datetime(2026, 11, 20, tzinfo=UTC)
-    quiet = QueryFigures("quiet", (Hour(since, 0, None, 1.0, is_covered=True),), ())
-    Outline(page(Figures(since, since + ONE, (quiet, QueryFigures("new", (), ())))))
+    whole = Stretch("covered", since, since + ONE)
+    quiet = QueryFigures("quiet", (Hour(since, 0, None, 1.0, is_covered=True),), (whole,), since)
+    text = page(Figures(since, since + ONE, (quiet, QueryFigures("new", (), ()))))
+    outline = Outline(text)
+    assert re.findall("<h2>(.*?)</h2>", text) == ["quiet", "new", "How to read this"]
+    assert text.count("Posts an hour, up to 0") == 2
+    assert len(outline.of_class("bar")) == 2, "the keys"
+    assert outline.cells[:12] == [
+        "quiet",
+        "before",
+        "0",
+        "100.0%",
+        "\u2013",
+        "0 of 1",
+        "new",
+        "\u2013",
+        "0",
+        "\u2013",
+        "\u2013",
+        "0 of 0",
+    ]
+    assert (text.count("Nothing is missing."), text.count("Nothing is known of this time.")) == (1, 1)

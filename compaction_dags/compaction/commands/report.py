@@ -55,3 +55,5 @@ def report(
         click.echo(
             f"{output}: {len(found.queries)} queries, {found.since:%Y-%m-%dT%H:%MZ} to {found.until:%Y-%m-%dT%H:%MZ}"
         )
+        if unknown := [query.name for query in found.queries if not query.told]:
+            click.echo(f"nothing is known of this time: {', '.join(unknown)}", err=True)

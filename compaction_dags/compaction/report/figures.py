@@ -10,13 +10,16 @@ from compaction_dags.compaction.lake import Lake
 from compaction_dags.compaction.tables import CuratedTable, Partition
 from schemas import snowflake
 from schemas.settings import Settings
-from schemas.state import joined
+from schemas.state import joined, without
 
 DEFAULT_SPAN = timedelta(days=7)
 LOST = "lost"
 """Told by no raw hour, though the frontier passed it."""
+UNKNOWN = "unknown"
+"""Before the collection began, after its newest page, or of raw hours that nobody compacted: the tables say nothing."""
 HOUR = timedelta(hours=1)
 _COMPLETENESS = ("query", "collected", "counted", "counted_at", "is_covered", "covered")
+_NOTHING = Timeline((), (), (), ())
 _COVERAGE = ("query", "kind", "since_id", "until_id", "reason")
 
 
@@ -46,7 +49,7 @@ class Stretch:
     """A part of a query's time."""
 
     kind: str
-    """covered, todo, gap or lost."""
+    """covered, todo, gap, lost or unknown."""
     start: datetime
     end: datetime
     reasons: tuple[str, ...] = ()
@@ -59,7 +62,9 @@ class QueryFigures:
     name: str
     hours: tuple[Hour, ...]
     stretches: tuple[Stretch, ...]
-    """In order of time; none overlaps another."""
+    """In order of time, without holes; none overlaps another."""
+    known_since: datetime | None = None
+    """The earliest that is told of it, of what was fetched since the report begins; None: nothing is."""
 
     @property
     def collected(self) -> int:
@@ -80,10 +85,15 @@ class QueryFigures:
         return sum(hour.is_proved for hour in self.hours)
 
     @property
+    def told(self) -> list[Stretch]:
+        """The stretches of which something is known."""
+        return [stretch for stretch in self.stretches if stretch.kind != UNKNOWN]
+
+    @property
     def covered(self) -> float | None:
-        """The share of the time that was to be collected."""
+        """The share of the time of which something is known."""
         lengths = {kind: timedelta() for kind in (COVERED, TODO, GAP, LOST)}
-        for stretch in self.stretches:
+        for stretch in self.told:
             lengths[stretch.kind] += stretch.end - stretch.start
         whole = sum(lengths.values(), timedelta())
         return lengths[COVERED] / whole if whole else None
@@ -138,7 +148,8 @@ def gather(
                 tuple(
                     _hour(partition, row) for partition, rows in hours.items() for row in rows if row["query"] == name
                 ),
-                _stretches(lines.get(name), reasons.get(name, []), since, until),
+                _stretches(lines.get(name, _NOTHING), reasons.get(name, []), since, until),
+                _known_since(lines.get(name, _NOTHING)),
             )
             for name in chosen
         ),
@@ -160,12 +171,11 @@ def _hour(partition: Partition, row: Mapping[str, Any]) -> Hour:
 
 
 def _stretches(
-    line: Timeline | None, reasons: Sequence[tuple[int, int, str]], since: datetime, until: datetime
+    line: Timeline, reasons: Sequence[tuple[int, int, str]], since: datetime, until: datetime
 ) -> tuple[Stretch, ...]:
-    if line is None:
-        return ()
     lowest, highest = snowflake.first_id_at(since), snowflake.first_id_at(until)
-    parts = ((COVERED, line.covered), (TODO, line.todo), (GAP, line.gaps), (LOST, line.lost))
+    unknown = without([(lowest, highest)], _all_of(line))
+    parts = ((COVERED, line.covered), (TODO, line.todo), (GAP, line.gaps), (LOST, line.lost), (UNKNOWN, unknown))
     found = [
         Stretch(
             kind,
@@ -177,6 +187,15 @@ def _stretches(
         for low, high in joined((max(low, lowest), min(high, highest)) for low, high in ranges)
     ]
     return tuple(sorted(found, key=lambda stretch: (stretch.start, stretch.end)))
+
+
+def _all_of(line: Timeline) -> list[tuple[int, int]]:
+    return joined([*line.covered, *line.todo, *line.gaps, *line.lost])
+
+
+def _known_since(line: Timeline) -> datetime | None:
+    told = _all_of(line)
+    return snowflake.time_of(told[0][0]) if told else None
 
 
 def _reasons(told: Mapping[Partition, Sequence[Mapping[str, Any]]]) -> dict[str, list[tuple[int, int, str]]]:

@@ -7,15 +7,16 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from html import escape
 
-from compaction_dags.compaction.report.figures import HOUR, LOST, Figures, Hour, QueryFigures, Stretch
+from compaction_dags.compaction.report.figures import HOUR, LOST, UNKNOWN, Figures, Hour, QueryFigures, Stretch
 
 _LEGEND = (
     ("covered", "covered: pages in S3 hold it"),
     ("todo", "todo: not asked for yet"),
     ("gap", "gap: will not be asked for"),
     (LOST, "lost: nothing tells of it"),
+    (UNKNOWN, "unknown: the tables say nothing"),
 )
-_HEIGHT = {"covered": 40, "todo": 60, "gap": 100, LOST: 100}
+_HEIGHT = {"covered": 40, "todo": 60, "gap": 100, LOST: 100, UNKNOWN: 12}
 """Of a stretch in the strip, in percent: not by colour alone."""
 _LABELS = 4
 _HIGHEST_RATIO = 1.5
@@ -39,7 +40,7 @@ figure { margin: 0 } svg { display: block; width: 100%; background: var(--card);
 .ticks { display: flex; justify-content: space-between; font-variant-numeric: tabular-nums }
 .bar { fill: var(--bar) } .count { fill: none; stroke: var(--count); stroke-width: 1.5; vector-effect: non-scaling-stroke }
 .one { stroke: var(--dim); stroke-dasharray: 4 4; vector-effect: non-scaling-stroke } .share { fill: var(--count) }
-.covered { fill: var(--covered) } .todo { fill: var(--todo) } .gap { fill: var(--gap) } .lost { fill: var(--lost) }
+.covered { fill: var(--covered) } .todo { fill: var(--todo) } .gap { fill: var(--gap) } .lost { fill: var(--lost) } .unknown { fill: var(--line) }
 .key { display: inline-flex; align-items: center; gap: .35rem; margin-right: 1rem }
 .key svg { width: .9rem; height: .9rem; border: 0; background: none }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem }
@@ -63,7 +64,7 @@ def page(figures: Figures) -> str:
 <body>
 <h1>What was collected</h1>
 <p class="dim">{span}, by the hour in which posts were made</p>
-{_overview(figures.queries)}
+{_overview(figures)}
 {sections}
 <h2>How to read this</h2>
 <p>An hour is <b>proved</b> when pages cover all of it and X has counted it. The ratio is what was collected of what X
@@ -74,13 +75,14 @@ the two. What a transform drops is not among what was collected.</p>
 """
 
 
-def _overview(queries: Iterable[QueryFigures]) -> str:
+def _overview(figures: Figures) -> str:
     rows = "".join(
-        f"<tr><td>{escape(query.name)}</td><td>{query.collected:,}</td><td>{_percent(query.covered)}</td>"
+        f"<tr><td>{escape(query.name)}</td><td>{_known_since(query, figures)}</td>"
+        f"<td>{query.collected:,}</td><td>{_percent(query.covered)}</td>"
         f"<td>{_percent(query.ratio)}</td><td>{query.proved} of {len(query.hours)}</td></tr>"
-        for query in queries
+        for query in figures.queries
     )
-    return _table(("query", "collected", "covered", "of X's count", "hours proved"), rows)
+    return _table(("query", "known since (UTC)", "collected", "covered of known", "of X's count", "hours proved"), rows)
 
 
 def _section(query: QueryFigures, figures: Figures) -> str:
@@ -93,7 +95,7 @@ def _section(query: QueryFigures, figures: Figures) -> str:
 <h2>{name}</h2>
 <div class="tiles">
 {_tile(f"{query.collected:,}", "posts collected")}
-{_tile(_percent(query.covered), "of the time covered")}
+{_tile(_percent(query.covered), "of the known time covered")}
 {_tile(_percent(query.ratio), f"of X's count, in {len(query.counted_hours)} counted hours")}
 {_tile(f"{query.proved} of {len(query.hours)}", "hours proved")}
 </div>
@@ -109,7 +111,8 @@ aria-label="What of the time of {name} is covered; the rest is in the table belo
 <figure><svg class="ratio" viewBox="0 0 1000 100" preserveAspectRatio="none" role="img"
 aria-label="Ratio of {name} by hour; the numbers are in the table below">{_ratios(query.hours, figures, top)}</svg>{ticks}
 <figcaption>{_key("share", "an hour")}{_line_key("one", "100%")}</figcaption></figure>
-{_holes(query.stretches)}
+{_known(query, figures)}
+{_holes(query)}
 <details><summary>The numbers, hour by hour</summary>
 {_numbers(query.hours)}
 </details>
@@ -175,15 +178,36 @@ def _ticks(figures: Figures) -> str:
     return f'<div class="ticks">{labels}</div>'
 
 
-def _holes(stretches: Iterable[Stretch]) -> str:
+def _known_since(query: QueryFigures, figures: Figures) -> str:
+    """What was fetched before the report begins is not looked at."""
+    if query.known_since is None:
+        return "&ndash;"
+    return "before" if query.known_since <= figures.since else f"{query.known_since:%Y-%m-%d %H:%M}"
+
+
+def _known(query: QueryFigures, figures: Figures) -> str:
+    """Of what time nothing is known, before and after what is."""
+    if not query.told:
+        return '<p class="dim">Nothing is known of this time.</p>'
+    first, last = query.told[0].start, query.told[-1].end
+    sides = [f"before {_moment(first)}"] * (first > figures.since) + [f"after {_moment(last)}"] * (last < figures.until)
+    return f'<p class="dim">Nothing is known of the time {" and ".join(sides)} (UTC).</p>' if sides else ""
+
+
+def _holes(query: QueryFigures) -> str:
+    """What is not covered of the time between."""
+    if not query.told:
+        return ""
+    first, last = query.told[0].start, query.told[-1].end
     rows = "".join(
         f"<tr><td>{stretch.kind}</td><td>{_moment(stretch.start)}</td><td>{_moment(stretch.end)}</td>"
         f"<td>{_length(stretch.end - stretch.start)}</td><td>{escape(', '.join(stretch.reasons))}</td></tr>"
-        for stretch in stretches
-        if stretch.kind != "covered"
+        for stretch in query.stretches
+        if stretch.kind != "covered" and first <= stretch.start < last
     )
     if not rows:
-        return '<p class="dim">Nothing is missing.</p>'
+        is_all = query.told == list(query.stretches)
+        return f'<p class="dim">Nothing {"" if is_all else "else "}is missing.</p>'
     return "<h3>What is missing</h3>" + _table(("", "from (UTC)", "to (UTC)", "long", "reason"), rows, "words")
 
 
