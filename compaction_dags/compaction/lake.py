@@ -11,7 +11,7 @@ from typing import Any
 import boto3
 import botocore.session
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, NoCredentialsError  # noqa: A004 - botocore's name
 from botocore.loaders import create_loader
 from urllib3.exceptions import HTTPError
 
@@ -238,8 +238,17 @@ class Lake:
             if status in _REFUSALS and code not in _PASSING:
                 raise LakeRefusedError(f"{place}: S3 refuses: {status} {code}; {_hint(code)}") from error
             raise LakeUnreachableError(f"{place}: S3 answered {status} {code}") from error
-        except (BotoCoreError, HTTPError) as error:  # botocore does not wrap the cut-off body of an error
+        except (ConnectionError, HTTPClientError, HTTPError) as error:  # botocore leaves a cut-off body to urllib3
+            raise LakeUnreachableError(f"{place}: {self._no_answer(error)}") from error
+        except BotoCoreError as error:
             raise LakeUnreachableError(f"{place}: {error}") from error
+
+    def _no_answer(self, error: Exception) -> str:
+        """In words; botocore tells the whole address, with what was asked."""
+        kind = type(error).__name__
+        if address := self.settings.endpoint_url:
+            return f"S3 at {address} does not answer ({kind}); see that it runs there, or mend lake.endpoint_url"
+        return f"S3 in {self.settings.region} does not answer ({kind}); see that this machine reaches it"
 
 
 class _Remote(io.RawIOBase):

@@ -260,8 +260,11 @@ def test_each_answer_of_s3_is_for_a_person_or_for_later(status: int, code: str, 
 def test_nobody_there_is_for_later() -> None:
     with answering(lambda _: (200, "")) as address:
         pass
-    with pytest.raises(LakeUnreachableError, match="s3://lake/raw/"):
+    with pytest.raises(LakeUnreachableError, match="s3://lake/raw/") as raised:
         Lake(LakeSettings(bucket="lake", endpoint_url=address)).days()
+    assert f"S3 at {address} does not answer" in str(raised.value)
+    assert "lake.endpoint_url" in str(raised.value)
+    assert "?" not in str(raised.value), "what was asked is nothing to a reader"
 
 
 @pytest.mark.usefixtures("hurried", "place")
