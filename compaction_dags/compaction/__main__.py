@@ -48,9 +48,9 @@ def main(context: click.Context, config: Path | None, hours: tuple[str, ...], cl
       tweetlake-compact
       tweetlake-compact --config tweetlake.toml --closed-only
       tweetlake-compact --raw-hour 2026-11-20T13 --raw-hour 2026-11-20T14
-    \b
-    An hour that fails for a reason of its own is told and does not hold up the others. Rows wait in $TMPDIR while an
-    hour is being read: about 1 kB a tweet.
+
+    An hour that fails for a reason of its own is told and does not hold up the others. One that --raw-hour names and of
+    which there is no raw is told, and is no failure. Rows wait in $TMPDIR while an hour is being read: about 1 kB a tweet.
 
     Exit codes: 0 done, 78 settings, 75 S3 does not answer or others were ahead (try again), 1 anything else.
     """
@@ -72,13 +72,21 @@ def _compact(settings: Settings, hours: tuple[str, ...], closed_only: bool, full
         leave_pandas_out()
     console = Console(stderr=True)
     wanted = job.plan_hours(settings, include_open=not closed_only, hours=hours or None, full=full)
-    errors: list[Exception] = []
+    errors: dict[str, Exception] = {}
+    read: set[str] = set()
     with _shown(console, len(wanted)) as report:
-        summary = job.compact(settings, wanted, report, failed=lambda _, error: errors.append(error))
-    for error in errors:
+
+        def note(hour: str, done: int, total: int) -> None:
+            read.add(hour)
+            report(hour, done, total)
+
+        summary = job.compact(settings, wanted, note, failed=errors.__setitem__)
+    for hour in (hour for hour in wanted if hour not in read and hour not in errors):
+        click.echo(f"no raw in {hour}", err=True)
+    for error in errors.values():
         say(error)
     click.echo(json.dumps(summary.as_dict()))
-    return worst(errors)
+    return worst(errors.values())
 
 
 @contextmanager
@@ -105,9 +113,8 @@ def _shown(console: Console, hours: int) -> Iterator["Report"]:
         yield report
 
 
-for command in (completion, freshness, maintain, metrics, order_holes, report):
+for command in (completion, freshness, maintain, metrics, order_holes, rebuild, report):
     main.add_command(command)
-main.add_command(rebuild)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ does not give it any more, it is removed, and the earlier hour, whose turn comes
 all had been compacted from nothing. Only the queries that found a tweet and its first fetch are never taken back.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from compaction_dags.compaction import job, plan
@@ -17,6 +17,10 @@ from compaction_dags.compaction.lake import Lake
 from compaction_dags.compaction.tables import CuratedTable
 from schemas.keys import RawHour
 from schemas.settings import Settings
+
+_HOUR = timedelta(hours=1)
+_NAMED = 3
+"""Of hours that are told of, as a range may be long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,17 @@ def hours_between(settings: Settings, since: str, until: str) -> list[str]:
         raise ValueError(f"the range ends before it begins: {first} to {last}")
     lake = Lake(settings.lake)
     return [str(hour) for hour in reversed(plan.find_between(lake, CuratedTable(lake, "ingested_files"), first, last))]
+
+
+def without_raw(hours: Collection[str], since: str, until: str) -> str | None:
+    """Which hours from `since` to `until` are not among `hours`, as a sentence."""
+    first, last = RawHour.parse(since).start, RawHour.parse(until).start
+    every = [str(RawHour(first + number * _HOUR)) for number in range((last - first) // _HOUR + 1)]
+    missing = [hour for hour in every if hour not in hours]
+    if not missing:
+        return None
+    more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+    return f"no raw in {', '.join(missing[:_NAMED])}{more}"
 
 
 def rebuild_hour(

@@ -339,6 +339,14 @@ def test_the_command_proves_equality(lake: Place) -> None:
     assert done.stderr.splitlines()[1].startswith("2026-11-20T12: equal, ")
 
 
+def test_the_command_tells_of_hours_without_raw(lake: Place) -> None:
+    one = command(lake, "--since", "2026-11-20T03", "--until", "2026-11-20T03", "--check-only")
+    assert (one.exit_code, one.stdout, one.stderr) == (0, "", "no raw in 2026-11-20T03\n")
+    some = command(lake, "--since", "2026-11-20T08", "--until", "2026-11-20T12", "--check-only")
+    assert some.stderr.splitlines()[0] == "no raw in 2026-11-20T08, 2026-11-20T09, 2026-11-20T10 and 1 more"
+    assert len(some.stdout.splitlines()) == 1
+
+
 def test_the_command_tells_differences_and_fails_only_if_it_was_to_check(lake: Place) -> None:
     checked = command(lake, *RANGE, "--check-only", function=WITHOUT_EVEN_IDS)
     assert checked.exit_code == 1

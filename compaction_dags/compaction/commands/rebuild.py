@@ -20,7 +20,8 @@ def rebuild(config: Path | None, since: str, until: str, check_only: bool) -> No
     """Rebuild raw hours into place from raw, newest first, and tell every difference.
 
     This is how a changed transform or a mended decoder takes effect on what was compacted before. Rows that a raw hour
-    does not give any more are removed. Prints a line of JSON per hour on standard output.
+    does not give any more are removed. Prints a line of JSON per hour on standard output. Hours of which there is no raw
+    are told, and are no failure.
 
     \b
     Example:
@@ -33,7 +34,10 @@ def rebuild(config: Path | None, since: str, until: str, check_only: bool) -> No
     reports: list[dict[str, Any]] = []
     with errors_told():
         settings = load(config)
-        for hour in rebuilding.hours_between(settings, since, until):
+        hours = rebuilding.hours_between(settings, since, until)
+        if words := rebuilding.without_raw(set(hours), since, until):
+            click.echo(words, err=True)
+        for hour in hours:
             report = rebuilding.rebuild_hour(settings, hour, check_only=check_only).as_dict()
             reports.append(report)
             for line in rebuilding.in_words(report):
