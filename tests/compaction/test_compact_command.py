@@ -87,6 +87,16 @@ def test_hours_by_name_are_done_stale_or_not(place: Place) -> None:
     assert list(place.tweets([])) == [0, 2]
 
 
+def test_hours_by_name_of_which_there_is_no_raw_are_told_of(place: Place) -> None:
+    place.ship_tweets([1])
+    named = [word for hour in (11, 12, 13) for word in ("--raw-hour", f"2026-11-20T{hour}")]
+    found = run("--config", place.config(), *named)
+    assert (found.exit_code, summary(found)["microbatches"]) == (0, 1)
+    assert found.stderr.splitlines() == [
+        "2026-11-20T12: 1 microbatches read", "no raw in 2026-11-20T11", "no raw in 2026-11-20T13",
+    ]  # fmt: skip
+
+
 def test_the_options_reach_the_plan(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(job, "plan_hours", lambda _, **options: asked.append(options) or [])
@@ -116,6 +126,14 @@ def test_help_has_examples_and_exit_codes() -> None:
     assert found.exit_code == 0
     assert "tweetlake-compact --raw-hour 2026-11-20T13" in found.stdout
     assert "Exit codes: 0 done, 78 settings, 75 S3 does not answer" in found.stdout
+
+
+@pytest.mark.parametrize("name", ["", *command.main.commands])
+def test_help_fits_into_a_terminal_and_has_an_example(name: str) -> None:
+    text = CliRunner().invoke(command.main, [*name.split(), "--help"], terminal_width=100).stdout
+    assert f"  tweetlake-compact {name}".rstrip() in text.split("Example")[1]
+    assert "%Y" not in text
+    assert [line for line in text.splitlines() if len(line) > 100 or line != line.rstrip()] == []
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -27,7 +27,7 @@ def order_holes(config: Path | None, queries: tuple[str, ...], yes: bool) -> Non
     Examples:
       tweetlake-compact order-holes
       tweetlake-compact order-holes --query python --yes
-    \b
+
     Exit codes: 0 done, or there is no hole; 1 declined; 75 raw hours wait to be compacted first, or S3 does not answer.
     """
     from compaction_dags.compaction import holes

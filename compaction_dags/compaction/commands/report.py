@@ -9,13 +9,24 @@ from compaction_dags.compaction.commands.common import errors_told, with_config
 from schemas.settings import load
 
 _TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H", "%Y-%m-%dT%H:%M"])
+_SUCH_AS = "2026-11-20T13"
 
 
 @click.command()
 @with_config
 @click.option("--query", "queries", multiple=True, help="Only this query; repeatable.")
-@click.option("--since", type=_TIME, help="From this hour on (UTC). Default: seven days before --until.")
-@click.option("--until", type=_TIME, help="Up to this hour (UTC). Default: the end of the newest hour in the tables.")
+@click.option(
+    "--since",
+    type=_TIME,
+    metavar=_SUCH_AS,
+    help="From this hour on, or this day (UTC). Default: seven days before --until.",
+)
+@click.option(
+    "--until",
+    type=_TIME,
+    metavar=_SUCH_AS,
+    help="Up to this hour, or day (UTC). Default: the end of the newest hour in the tables.",
+)
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -33,7 +44,7 @@ def report(
     \b
     Examples:
       tweetlake-compact report
-      tweetlake-compact report --query python --since 2026-11-01 --until 2026-11-15 --output python.html
+      tweetlake-compact report --query python --since 2026-11-01 --until 2026-11-15T12 --output p.html
     """
     from compaction_dags.compaction.report import figures, page
 

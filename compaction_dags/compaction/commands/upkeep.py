@@ -25,6 +25,11 @@ def maintain(config: Path | None, grace_hours: int) -> None:
 
     Rows do not change. Prints what was done as one line of JSON, last on standard output. Run it once a day where there
     is no Airflow.
+
+    \b
+    Examples:
+      tweetlake-compact maintain
+      tweetlake-compact --config tweetlake.toml maintain --grace-hours 24
     """
     from compaction_dags.compaction import job, upkeep
 
