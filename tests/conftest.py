@@ -4,6 +4,8 @@ import pandas as pd  # noqa: F401 - so that hours with and without a transform c
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.house.leaks import is_told, leaking
+
 TOGETHER = ("scenarios", "dags")
 """Packages that start servers for all their files: a second process would start them a second time."""
 
@@ -37,22 +39,24 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: "scenarios" not in item.path.parts)  # the longest of them goes first
 
 
-SECRETS = ("sandbox-token", "sandbox-secret", "AAAA-very-secret")
-"""Every token and key that a test gives to a program. No program may write one of them."""
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Fails a test in whose output, or in a log file of whose folder, a secret stands."""
+    """Fails a test in whose output a secret stands, or in what programs wrote below its folder."""
     report = yield
     if report.when == "teardown":
-        written = list(report.sections)
+        told = [place for place, content in report.sections if is_told(content)]
         folder = item.funcargs.get("tmp_path") if hasattr(item, "funcargs") else None
         if folder is not None and folder.is_dir():
-            logs = [file for file in folder.rglob("*.log") if file.is_file()]
-            written += [(str(file), file.read_text(errors="replace")) for file in logs]
-        told = {place for place, content in written if any(secret in content for secret in SECRETS)}
+            told += map(str, leaking(folder))
         if told:
             report.outcome = "failed"
             report.longrepr = f"a secret stands in {', '.join(sorted(told))}"
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_secret_is_left(tmp_path_factory):
+    """The same at the end, of folders that several tests share: the told stories, Airflow, servers."""
+    yield
+    told = leaking(tmp_path_factory.getbasetemp())
+    assert not told, f"a secret stands in {', '.join(map(str, told))}"
