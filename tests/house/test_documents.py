@@ -5,18 +5,19 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from schemas.settings import Settings
 from tests.house.checkout import ROOT, files, pyproject, text
 
-ROW = re.compile(r"^\| `(?P<setting>[\w.]+)` \| (?P<default>\S.*?) \|", re.MULTILINE)
+ROW = re.compile(r"^\| `(?P<setting>[\w.]+)` \| (?P<default>\S.*?) \| (?P<values>\S.*?) \|", re.MULTILINE)
 DECISIONS = [file for file in files() if file.parts[:2] == ("docs", "adr")]
 LOCKS = [file for file in files() if file.suffix == ".lock"]
 
@@ -25,14 +26,13 @@ def documented_settings() -> dict[str, str]:
     return {match["setting"]: match["default"].strip("`") for match in ROW.finditer(text("docs/settings.md"))}
 
 
-def settings_of_the_model() -> dict[str, str]:
-    """Each setting's dotted name, with its default as docs/settings.md writes it."""
+def fields_of_the_model() -> dict[str, FieldInfo]:
+    """Each setting by its dotted name."""
     found = {}
     for section, field in Settings.model_fields.items():
         model: Any = field.annotation
         model = model if isinstance(model, type) and issubclass(model, BaseModel) else model.__args__[0]
-        for name, setting in model.model_fields.items():
-            found[f"{section}.{name}"] = as_toml(setting.default)
+        found |= {f"{section}.{name}": setting for name, setting in model.model_fields.items()}
     return found
 
 
@@ -43,7 +43,47 @@ def as_toml(default: object) -> str:
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
-    assert documented_settings() == settings_of_the_model()
+    assert documented_settings() == {name: as_toml(field.default) for name, field in fields_of_the_model().items()}
+
+
+def range_in_words(field: FieldInfo) -> str:
+    """What a setting's values are bound by, as docs/settings.md writes it; empty if by nothing."""
+    bounds = {
+        kind: getattr(bound, kind)
+        for bound in field.metadata
+        for kind in ("ge", "gt", "le", "lt", "min_length", "max_length")
+        if getattr(bound, kind, None) is not None
+    }
+    match bounds:
+        case {"ge": least, "le": most}:
+            return f"{least} to {most}"
+        case {"gt": least, "le": most}:
+            return f"above {least}, up to {most}"
+        case {"ge": least}:
+            return f"from {least}"
+        case {"min_length": least, "max_length": most}:
+            return f"{least} to {most} characters"
+        case {"max_length": most}:
+            return f"up to {most} characters"
+    assert not bounds, f"write here how docs/settings.md tells {bounds}"
+    return ""
+
+
+@pytest.mark.parametrize("name", sorted(fields_of_the_model()))
+def test_the_values_that_a_setting_takes_are_those_of_the_documentation(name: str) -> None:
+    [documented] = [match["values"] for match in ROW.finditer(text("docs/settings.md")) if match["setting"] == name]
+    field = fields_of_the_model()[name]
+    allowed, said = range_in_words(field), re.sub(r"`[^`]*`(, )?", "", documented)
+    if re.search(r"\d", said):
+        assert said.startswith(allowed or "nothing that binds")
+    else:
+        assert allowed in {"", "from 0"}, "a bound that is not told; of dollars that they are not negative need not be"
+    choices = [value for part in (field.annotation, *get_args(field.annotation)) for value in literals_of(part)]
+    assert [f'`"{value}"`' for value in choices] == re.findall(r'`"\w+"`', documented)
+
+
+def literals_of(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def test_the_smallest_settings_file_of_the_documentation_works() -> None:
