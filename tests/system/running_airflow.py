@@ -87,10 +87,13 @@ class RunningAirflow:
     def unpause(self, dag_id: str) -> None:
         self.ask("PATCH", f"dags/{dag_id}", {"is_paused": False})
 
-    def next_tick(self, dag_id: str) -> datetime | None:
-        """When its next scheduled run is due, perhaps already. None: never, it is paused."""
-        found = self.ask("GET", f"dags/{dag_id}")
-        return None if found["is_paused"] else datetime.fromisoformat(found["next_dagrun_run_after"])
+    def next_ticks(self) -> dict[str, datetime]:
+        """When the next scheduled run of each DAG is due, perhaps already; without those that are paused or have no ticks."""
+        return {
+            found["dag_id"]: datetime.fromisoformat(found["next_dagrun_run_after"])
+            for found in self.ask("GET", "dags")["dags"]
+            if not found["is_paused"] and found["next_dagrun_run_after"]
+        }
 
     def runs(self, dag_id: str) -> list[dict[str, Any]]:
         return self.ask("GET", f"dags/{dag_id}/dagRuns?order_by=run_after&limit=100")["dag_runs"]
