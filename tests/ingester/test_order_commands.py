@@ -96,8 +96,12 @@ def test_the_same_post_again_and_the_audit_have_their_price():
     assert dear.requests_per_quarter_hour == 30
 
 
+NOW = datetime.now(UTC)
+"""Taken once: commands are told minutes, and two of them are to be so many hours apart."""
+
+
 def hours_ago(hours):
-    return f"{datetime.now(UTC) - timedelta(hours=hours):%Y-%m-%dT%H:%M}"
+    return f"{NOW - timedelta(hours=hours):%Y-%m-%dT%H:%M}"
 
 
 def test_a_backfill_is_an_order_in_the_bucket(config, s3):

@@ -42,13 +42,14 @@ def proxied(s3, new_place):
 
 
 def ends(service, *signals):
-    """Send the signals; returns the seconds until the process was gone, and its exit code."""
+    """Send the signals; returns the seconds from the last one until the process was gone, and its exit code."""
     keeper = service.process.pid
     process = int(Path(f"/proc/{keeper}/task/{keeper}/children").read_text())
-    asked = time.monotonic()
-    for number in signals:
+    for number in signals[:-1]:
         os.kill(process, number)
         time.sleep(0.2)  # two signals of a kind at the same moment are one to the kernel
+    asked = time.monotonic()
+    os.kill(process, signals[-1])
     code = service.process.wait(60)
     return time.monotonic() - asked, code
 

@@ -43,8 +43,8 @@ class Trouble:
     def stands(self, service: Service, seconds: float, fault: dict) -> None:
         """A fault stands for so long, and goes."""
         x = self.place.x
-        x.set_faults(fault)
         began = time.time()
+        x.set_faults(fault)
         service.until(lambda: x.faults()[0]["struck"], 30)
         service.goes_on(seconds)
         self.asked[fault["kind"]] = [at for at in x.asked_at(RULE) if at > began]
