@@ -18,8 +18,6 @@ META_DESTINATION = "tweetlake.destination"
 """Avro header metadata: the format, the sequence number, the spool id, the checkpoint (JSON) and the lake that the file
 belongs to (JSON: bucket, prefix, endpoint_url, region). Older files have no destination."""
 
-KINDS = ("page", "plan", "gap", "spend", "heartbeat", "rule")
-
 
 def load_schema() -> dict[str, Any]:
     """The Avro schema of `raw_record.avsc`, as a plain dictionary."""

@@ -8,7 +8,7 @@ has seen every merge before it. Counts and coverage add to what the present row 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,7 @@ class News:
 
 def hour_of(moment: datetime) -> Partition:
     """The event hour of a moment."""
-    moment = moment.astimezone(UTC)
-    return Partition(moment.date().isoformat(), moment.hour)
+    return Partition.of(RawHour.of(moment))
 
 
 class Ledger:
@@ -140,8 +139,7 @@ def _times_matched(tweets: pa.Table) -> Counter[str]:
 
 
 def _ids_of(partition: Partition) -> tuple[int, int]:
-    start = datetime.fromisoformat(partition.date).replace(hour=partition.hour, tzinfo=UTC)
-    return (snowflake.first_id_at(start), snowflake.first_id_at(start + _HOUR))
+    return (snowflake.first_id_at(partition.start), snowflake.first_id_at(partition.start + _HOUR))
 
 
 def _within(stretches: Iterable[tuple[int, int]], ids: tuple[int, int]) -> list[tuple[int, int]]:

@@ -42,8 +42,7 @@ def freshness(settings: Settings, now: datetime | None = None) -> Freshness:
     """Read no rows: the newest post stands in the table's log, and stale hours are found as the plan does."""
     now = now or datetime.now(UTC)
     lake = Lake(settings.lake)
-    found = plan.find_stale(lake, CuratedTable(lake, "ingested_files"), now=now, include_open=False)
-    waiting = sorted({*found.hours, *found.refused})
+    waiting = plan.find_stale(lake, CuratedTable(lake, "ingested_files"), now=now, include_open=False).waiting
     return Freshness(now, _newest(lake, now), str(waiting[0]) if waiting else None, len(waiting))
 
 

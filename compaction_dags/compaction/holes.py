@@ -87,10 +87,9 @@ def leave_orders(settings: Settings, holes: Iterable[Hole]) -> None:
 def _check_nothing_waits(lake: Lake, now: datetime) -> None:
     """What a raw hour that was not compacted covers is not known, and would be paid for twice."""
     found = plan.find_stale(lake, CuratedTable(lake, "ingested_files"), now=now, include_open=False)
-    waiting = sorted({*found.hours, *found.refused})
-    if waiting:
+    if found.waiting:
         raise StaleHoursError(
-            f"{len(waiting)} raw hours wait to be compacted, the first is {waiting[0]}: what they hold is no hole; "
+            f"{len(found.waiting)} raw hours wait to be compacted, the first is {found.waiting[0]}: what they hold is no hole; "
             "compact them, then order what is left"
         )
 

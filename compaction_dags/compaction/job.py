@@ -38,7 +38,7 @@ from compaction_dags.compaction.errors import (
 from compaction_dags.compaction.lake import Lake, RawObject
 from compaction_dags.compaction.memory import keep_for_reuse
 from compaction_dags.compaction.parquet import LocalFile
-from compaction_dags.compaction.spill import KeyRange, SortedRows, ids_of, partition_of, read_unsorted, shares, stored
+from compaction_dags.compaction.spill import KeyRange, SortedRows, ids_of, read_unsorted, shares, stored
 from compaction_dags.compaction.tables import (
     Build,
     Change,
@@ -97,7 +97,7 @@ def plan_hours(
         include_open=include_open,
         full=full,
     )
-    return [str(hour) for hour in sorted({*found.hours, *found.refused})]
+    return [str(hour) for hour in found.waiting]
 
 
 def compact_hour(
@@ -304,7 +304,7 @@ class _Hour:
         self._replace(name, self._tables[name].making(build, self._work))
 
     def _replace(self, name: str, make: Make) -> None:
-        self._put(name, [partition_of(self._hour)], make, sources=len(self._read.microbatches))
+        self._put(name, [Partition.of(self._hour)], make, sources=len(self._read.microbatches))
 
     def _put(
         self,
@@ -330,7 +330,7 @@ class _Hour:
         """Nothing is removed because raw changed, and no row of this raw hour is overlooked. Raises RawMissingError."""
         table = self._tables["ingested_files"]
         snapshot = table.open()
-        files = snapshot.of(partition_of(self._hour)) if snapshot else ()
+        files = snapshot.of(Partition.of(self._hour)) if snapshot else ()
         rows = table.read(files, ["raw_key", "sha256"])
         known = dict(zip(rows["raw_key"].to_pylist(), rows["sha256"].to_pylist(), strict=True))
         changed = [
@@ -434,7 +434,7 @@ class _Hour:
 
     def _last_clean_hour(self) -> str:
         """The newest raw hour before this one with a microbatch in which no such key was found; empty: none is near."""
-        table, this = self._tables["ingested_files"], partition_of(self._hour)
+        table, this = self._tables["ingested_files"], Partition.of(self._hour)
         if (snapshot := table.open()) is None:
             return ""
         before = sorted((partition for partition in snapshot.files if partition < this), reverse=True)

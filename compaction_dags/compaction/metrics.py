@@ -69,7 +69,7 @@ def gather(settings: Settings, now: datetime | None = None) -> Numbers:
     def rows(name: str, columns: Sequence[str], since: datetime) -> dict[Partition, list[dict[str, Any]]]:
         if name not in opened:
             return {}
-        wanted = [partition for partition in sorted(opened[name].files) if since <= _start(partition) <= now]
+        wanted = [partition for partition in sorted(opened[name].files) if since <= partition.start <= now]
         return {hour: found.to_pylist() for hour, found in tables[name].read_many(opened[name], wanted, columns)}
 
     counted = rows("completeness", ("query", "collected", "counted", "is_covered", "covered"), now - _COUNTED_WITHIN)
@@ -167,7 +167,3 @@ def _recent(rows: Sequence[Mapping[str, Any]]) -> Recent:
     moments = [row["ingested_at"] for row in rows if row["ingested_at"] is not None]
     sums = {name: sum(row[name] or 0 for row in rows) for name in SUMS}
     return Recent(sums, len(keys), max(moments, default=None))
-
-
-def _start(partition: Partition) -> datetime:
-    return RawHour.parse(str(partition)).start

@@ -27,6 +27,11 @@ class Plan:
     refused: dict[RawHour, tuple[str, ...]]
     """Hours of which microbatches that were consumed are missing in raw: left as they are, a person has to look."""
 
+    @property
+    def waiting(self) -> list[RawHour]:
+        """All of them, oldest first: what curated has not taken up."""
+        return sorted({*self.hours, *self.refused})
+
 
 def find_stale(lake: Lake, consumed: CuratedTable, *, now: datetime, include_open: bool, full: bool = False) -> Plan:
     """Compare raw with what was consumed, as sets. `include_open` takes the current hour too."""
@@ -57,7 +62,7 @@ def _forgotten_before(lake: Lake, now: datetime) -> RawHour:
 
 def list_hour(lake: Lake, hour: RawHour, consumed: CuratedTable) -> list[RawObject]:
     """The microbatches of a raw hour. Raises RawMissingError, naming the keys, if some that were consumed are gone."""
-    wanted = Partition(hour.date.isoformat(), hour.start.hour)
+    wanted = Partition.of(hour)
     known = _consumed(consumed, lambda partition: partition == wanted).get(hour)
     before = known.microbatches if known else set()
     listed = lake.raw_of_hour(hour)  # after that, or what another run consumes meanwhile would seem to be missing
@@ -161,7 +166,7 @@ def _consumed(table: CuratedTable, wanted: Callable[[Partition], bool]) -> dict[
         return {}
     partitions = [partition for partition in snapshot.files if wanted(partition)]
     return {
-        RawHour.parse(str(partition)): _Consumed(
+        RawHour(partition.start): _Consumed(
             set(zip(rows["raw_key"].to_pylist(), rows["bytes"].to_pylist(), strict=True)),
             is_provisional=False in rows["is_closed"].to_pylist(),
         )

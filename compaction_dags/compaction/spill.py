@@ -7,7 +7,7 @@ are spread. Which rows are where is a value that another process can be given; f
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
@@ -71,10 +71,6 @@ class SortedRows:
     def overlaps(self, keys: KeyRange) -> bool:
         """Whether rows of the range may be in it."""
         return any(_overlap(bounds, keys) for bounds in self.pieces)
-
-    def without_sample(self) -> "SortedRows":
-        """The same for one who only reads it."""
-        return replace(self, sample=self.sample.slice(0, 0))
 
 
 class Opened:
@@ -144,14 +140,9 @@ def together(sources: Opened, keys: KeyRange, schema: pa.Schema) -> pa.Table:
     return united(sources.between(keys), schema)
 
 
-def partition_of(hour: RawHour) -> Partition:
-    """The partition an hour is in the tables."""
-    return Partition(hour.date.isoformat(), hour.start.hour)
-
-
 def ids_of(event_hour: Partition) -> KeyRange:
     """The ids of the tweets that were made in an event hour."""
-    start = RawHour.parse(str(event_hour)).start
+    start = event_hour.start
     beyond = snowflake.first_id_at(start + timedelta(hours=1))
     return KeyRange(snowflake.first_id_at(start), beyond if beyond <= snowflake.MAX_ID else None)
 
@@ -159,7 +150,7 @@ def ids_of(event_hour: Partition) -> KeyRange:
 def event_hours(ids: pa.ChunkedArray) -> set[Partition]:
     """The hours in which tweets were made, read off their ids."""
     hours = np.unique(((ids.to_numpy() >> snowflake.SHIFT) + snowflake.EPOCH_MS) // _HOUR_MS).tolist()
-    return {partition_of(RawHour(datetime.fromtimestamp(hour * 3_600, UTC))) for hour in hours}
+    return {Partition.of(RawHour(datetime.fromtimestamp(hour * 3_600, UTC))) for hour in hours}
 
 
 Fold = Callable[[pa.Table], pa.Table]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -32,6 +32,7 @@ from compaction_dags.compaction.lake import Lake
 from compaction_dags.compaction.parquet import LocalFile, local_file, ranged_columns, read_files, write_file
 from compaction_dags.compaction.rows import PARTITIONED_BY, file_schema
 from schemas.curated import TABLES
+from schemas.keys import RawHour
 
 PATIENCE_SECONDS = 300.0
 """How long a commit that others are always ahead of is tried again."""
@@ -49,6 +50,16 @@ class Partition:
 
     date: str
     hour: int
+
+    @classmethod
+    def of(cls, hour: RawHour) -> "Partition":
+        """Where an hour lies."""
+        return cls(hour.date.isoformat(), hour.start.hour)
+
+    @property
+    def start(self) -> datetime:
+        """The aware UTC moment the hour begins."""
+        return datetime.fromisoformat(self.date).replace(hour=self.hour, tzinfo=UTC)
 
     @property
     def folder(self) -> str:

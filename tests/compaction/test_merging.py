@@ -340,5 +340,5 @@ def test_runs_are_as_long_as_asked_in_every_table_and_rejects_keep_their_order(t
 
 def test_the_hour_of_the_greatest_id_has_no_end_and_that_of_the_epoch_begins_at_0() -> None:
     last = RawHour.of(time_of(MAX_ID))
-    assert ids_of(spilling.partition_of(last)).beyond is None
+    assert ids_of(Partition.of(last)).beyond is None
     assert ids_of(Partition("2010-11-04", 1)).least == 0

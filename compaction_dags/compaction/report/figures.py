@@ -129,11 +129,11 @@ def gather(
     newest = _newest(known.files, fetched.files if fetched else ())
     until = _ceiling(min(until, newest)) if until else newest
     since = _floor(since) if since else until - DEFAULT_SPAN
-    wanted = [partition for partition in sorted(known.files) if since <= _start(partition) < until]
+    wanted = [partition for partition in sorted(known.files) if since <= partition.start < until]
     hours = {partition: rows.to_pylist() for partition, rows in completeness.read_many(known, wanted, _COMPLETENESS)}
     told: dict[Partition, list[dict[str, Any]]] = {}
     if fetched is not None:  # what covers an hour was fetched in it or later
-        later = [partition for partition in sorted(fetched.files) if _start(partition) >= since]
+        later = [partition for partition in sorted(fetched.files) if partition.start >= since]
         told = {partition: rows.to_pylist() for partition, rows in coverage.read_many(fetched, later, _COVERAGE)}
     lines = timelines(told)
     names = {row["query"] for rows in hours.values() for row in rows} | lines.keys()
@@ -159,12 +159,12 @@ def gather(
 def _newest(hours: Collection[Partition], fetched: Iterable[Partition]) -> datetime:
     """The end of the newest hour of posts; one far ahead of all fetching is no post's, but that of an id out of the air."""
     latest = max(fetched, default=None)
-    likely = [hour for hour in hours if latest is None or _start(hour) <= _start(latest) + HOUR]
-    return _start(max(likely or hours)) + HOUR
+    likely = [hour for hour in hours if latest is None or hour.start <= latest.start + HOUR]
+    return max(likely or hours).start + HOUR
 
 
 def _hour(partition: Partition, row: Mapping[str, Any]) -> Hour:
-    start = _start(partition)
+    start = partition.start
     whole = snowflake.first_id_at(start + HOUR) - snowflake.first_id_at(start)
     covered = sum(stretch["until_id"] - stretch["since_id"] - 1 for stretch in row["covered"] or [])
     return Hour(start, row["collected"], row["counted"], covered / whole, bool(row["is_covered"]))
@@ -206,10 +206,6 @@ def _reasons(told: Mapping[Partition, Sequence[Mapping[str, Any]]]) -> dict[str,
             if row["kind"] == GAP:
                 found.setdefault(row["query"], []).append((row["since_id"] + 1, row["until_id"], row["reason"] or ""))
     return found
-
-
-def _start(partition: Partition) -> datetime:
-    return datetime.fromisoformat(partition.date).replace(hour=partition.hour, tzinfo=UTC)
 
 
 def _floor(moment: datetime) -> datetime:
