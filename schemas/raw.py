@@ -1,4 +1,4 @@
-"""The raw record as code: the Avro schema, its codec settings and the names of the header's metadata."""
+"""The raw record as code: the Avro schema, its version and the names of the header's metadata."""
 
 import json
 from importlib import resources
@@ -10,13 +10,17 @@ FORMAT = "1"
 ADDED_SINCE = frozenset({"order", "resume_below"})
 """Optional fields that the first files of this format do not have."""
 
+# Avro header metadata.
 META_FORMAT = "tweetlake.format"
+"""The version that the file is written in."""
 META_SEQUENCE = "tweetlake.sequence"
+"""The number of the microbatch within its spool."""
 META_SPOOL_ID = "tweetlake.spool_id"
+"""Whose microbatch it is."""
 META_CHECKPOINT = "tweetlake.checkpoint"
+"""The state when the file was opened, as JSON."""
 META_DESTINATION = "tweetlake.destination"
-"""Avro header metadata: the format, the sequence number, the spool id, the checkpoint (JSON) and the lake that the file
-belongs to (JSON: bucket, prefix, endpoint_url, region). Older files have no destination."""
+"""The lake that the file belongs to, as JSON: bucket, prefix, endpoint_url, region. Older files have none."""
 
 
 def load_schema() -> dict[str, Any]:

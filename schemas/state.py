@@ -14,9 +14,11 @@ from typing import Any, Self
 from schemas.records import COUNTS, Interval, RawRecord
 
 CHECKPOINT_FORMAT = 1
+"""Version of a checkpoint. A reader refuses a higher one."""
 QUARANTINE = "quarantine"
+"""The reason of an interval that a lost microbatch had covered."""
 ON_TOP = frozenset({"reread", "backfill"})
-"""Reasons of intervals: what a lost microbatch had covered; what is asked on top of the regular collection."""
+"""Reasons of intervals that are asked on top of the regular collection."""
 GIVEN_UP = "_given_up"
 """Ends the reason of a gap record for what was asked on top: `backfill_given_up`."""
 FORGOTTEN = "forgotten"
