@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
+from click import Option
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from sandbox.__main__ import main as sandbox
+from sandbox.s3 import ACCESS_KEY, SECRET_KEY
 from schemas.settings import Settings
 from tests.house.checkout import ROOT, files, pyproject, text
 
@@ -90,6 +93,22 @@ def test_the_smallest_settings_file_of_the_documentation_works() -> None:
     example = re.search(r"```toml\n(.*?)```", text("docs/settings.md"), re.DOTALL)
     assert example is not None
     assert Settings(**tomllib.loads(example[1])).query[0].name == "python"
+
+
+def test_what_is_tried_by_hand_is_set_as_the_sandbox_is() -> None:
+    page = text("docs/sandbox.md")
+    example = re.search(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert example is not None
+    settings = Settings(**tomllib.loads(example[1]))
+    x, s3 = (
+        {option.name: option.default for option in sandbox.commands[name].params if isinstance(option, Option)}
+        for name in ("x-api", "s3")
+    )
+    assert settings.x.base_url == f"http://{x['host']}:{x['port']}"
+    assert (settings.lake.bucket, settings.lake.endpoint_url) == (s3["bucket"], f"http://127.0.0.1:{s3['port']}")
+    assert f"X_BEARER_TOKEN={x['token']}" in page
+    assert f"AWS_ACCESS_KEY_ID={ACCESS_KEY} AWS_SECRET_ACCESS_KEY={SECRET_KEY}" in page
+    assert f"http://{settings.health.host}:{settings.health.port}/" in page
 
 
 def test_every_section_of_the_documentation_is_a_section_of_the_file() -> None:
