@@ -30,14 +30,14 @@ demo: $(READY) ## collect from a simulated X into a local lake and look at the t
 
 DEAL := --dist=loadscope --no-loadscope-reorder --maxprocesses=4 --numprocesses
 
-test: $(READY) ## every test; ARGS="tests/house -k fence" runs some
+test: $(READY) ## every test that needs no more than this checkout; ARGS="tests/house -k fence" runs some
 	@$(BIN)/python -m pytest $(or $(ARGS),$(DEAL) auto)
 
 test-system: $(READY) ## a booted systemd, Airflow on PostgreSQL, Prometheus, a browser, full disks; installs what is missing, as root
 	@.ci/system-packages
 	@$(BIN)/python -m pytest $(or $(ARGS),tests/system $(DEAL) 2)
 
-test-deploy: $(READY) ## a booted machine, prepared, upgraded and put back as on AWS, in 10 minutes; installs what is missing, as root
+test-deploy: $(READY) ## a booted machine, prepared, upgraded and put back as on AWS, in about 5 minutes; installs what is missing, as root
 	@.ci/system-packages nftables python3-venv
 	@$(BIN)/python -m pytest $(or $(ARGS),tests/deploy/test_machine.py)
 

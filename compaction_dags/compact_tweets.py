@@ -9,7 +9,8 @@ from airflow.sdk.exceptions import AirflowSkipException
 from compaction_dags import steps
 
 HOURS_AT_ONCE = int(os.environ.get("TWEETLAKE_HOURS_AT_ONCE", "2"))
-"""Mapped tasks of one run at the same time: each needs up to a core and half a gigabyte. With more workers, more."""
+"""Mapped tasks of one run at the same time: each needs up to two cores and 0.8 GB when an hour is large. With more
+workers, more."""
 
 
 @dag(
