@@ -76,7 +76,7 @@ def lives_of_the_ingester(told, place, user):
     collect(place, user)
     now = datetime.now(UTC)
     since, until = (f"{now - timedelta(minutes=minutes):%Y-%m-%dT%H:%M}" for minutes in (30, 20))
-    run(place, user, "ingester", "backfill", "--query", "python", "--since", since, "--until", until)
+    run(place, user, "ingester", "backfill", "--query", "python", "--since", since, "--until", until, "--yes")
     told.ordered = keys(told, "control/requests/")
     collect(place, user)
     told.left = keys(told, "control/requests/")

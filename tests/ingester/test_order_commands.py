@@ -104,15 +104,21 @@ def hours_ago(hours):
     return f"{NOW - timedelta(hours=hours):%Y-%m-%dT%H:%M}"
 
 
+def orders(s3):
+    """What lies in the bucket; taken away, as the service does."""
+    client, found = s3.client(), []
+    for entry in client.list_objects_v2(Bucket=s3.bucket, Prefix="control/requests/").get("Contents", []):
+        content = client.get_object(Bucket=s3.bucket, Key=entry["Key"])["Body"].read()
+        found.append(Order.from_json(entry["Key"].rsplit("/", 1)[1].removesuffix(".json"), content))
+        client.delete_object(Bucket=s3.bucket, Key=entry["Key"])
+    return found
+
+
 def test_a_backfill_is_an_order_in_the_bucket(config, s3):
-    found = call(config, "backfill", "--query", "python", "--since", hours_ago(5), "--until", hours_ago(3))
+    found = call(config, "backfill", "--query", "python", "--since", hours_ago(5), "--until", hours_ago(3), "--yes")
     assert found.exit_code == 0, found.output
-    client = s3.client()
-    keys = [entry["Key"] for entry in client.list_objects_v2(Bucket=s3.bucket, Prefix="control/requests/")["Contents"]]
-    assert len(keys) == 1
-    name = keys[0].rsplit("/", 1)[1].removesuffix(".json")
-    assert name in found.output
-    order = Order.from_json(name, client.get_object(Bucket=s3.bucket, Key=keys[0])["Body"].read())
+    [order] = orders(s3)
+    assert order.name in found.output
     assert order.query == "python"
     assert order.until - order.since == timedelta(hours=2)
 
@@ -133,14 +139,34 @@ def test_a_backfill_that_cannot_be_carried_out_is_refused_with_the_reason(config
     assert said in found.output
 
 
-def test_a_backfill_that_reaches_too_far_warns(config):
-    found = call(config, "backfill", "--query", "python", "--since", hours_ago(300), "--until", hours_ago(3))
-    assert found.exit_code == 0
-    assert "given up" in found.output
+def test_a_backfill_that_reaches_too_far_orders_what_x_still_has_and_says_so(config, s3):
+    found = call(config, "backfill", "--query", "python", "--since", "2010-01-01", "--until", hours_ago(3), "--yes")
+    assert found.exit_code == 0, found.output
+    assert "left out" in found.output
+    [order] = orders(s3)
+    assert datetime.now(UTC) - timedelta(days=7) < order.since < datetime.now(UTC) - timedelta(days=7, minutes=-6)
+    assert f"before {order.since:%Y-%m-%dT%H:%MZ}" in found.output
+
+
+@pytest.mark.parametrize(("answer", "code", "left"), [("y\n", 0, 1), ("n\n", 1, 0), ("", 1, 0)])
+def test_a_backfill_tells_price_and_caps_and_is_left_only_after_a_yes(config, s3, answer, code, left):
+    config.write_text(config.read_text().replace('rule = "python"', 'rule = "python"\nusd_per_day = 2.5'))
+    words = ("backfill", "--query", "python", "--since", hours_ago(5), "--until", hours_ago(3))
+    found = call(config, *words, input=answer)
+    assert found.exit_code == code, found.output
+    assert len(orders(s3)) == left
+    for expected in (
+        "1,000 cost $5.00, or $50.00",
+        "budget.usd_per_month = 50",
+        "query python.usd_per_day = 2.5",
+        "[y/N]",
+    ):
+        assert expected in found.output
 
 
 def test_a_bucket_out_of_reach_is_named(config):
     config.write_text(config.read_text().replace('endpoint_url = "http', 'endpoint_url = "http://127.0.0.1:9/'))
-    found = call(config, "backfill", "--query", "python", "--since", hours_ago(5), "--until", hours_ago(3))
+    words = ("--query", "python", "--since", hours_ago(5), "--until", hours_ago(3), "--yes")
+    found = call(config, "backfill", *words)
     assert found.exit_code == 1
     assert "could not be left" in found.output
