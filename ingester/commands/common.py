@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from schemas.settings import EXIT_CONFIG, SettingsError
 
@@ -17,6 +18,16 @@ ADDRESS_FILE = "http-address"
 with_config = click.option(
     "--config", type=click.Path(path_type=Path), help="Settings file. Default: $TWEETLAKE_CONFIG, then /etc/tweetlake/."
 )
+
+
+WIDE = 200
+"""Columns where nobody said how many there are: a pipe, a file. Wide enough for whole names and figures."""
+
+
+def console_of_output() -> Console:
+    """As wide as the terminal; wide enough for whole names when the output goes elsewhere."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDE)
 
 
 @contextlib.contextmanager

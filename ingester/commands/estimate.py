@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from ingester.commands.common import settings_problems_told, with_config
+from ingester.commands.common import WIDE, console_of_output, settings_problems_told, with_config
 from schemas.settings import Settings, load, load_x_secret
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 DAYS_A_MONTH = 30
 BARS = "▁▂▃▄▅▆▇█"
 HOURS_A_BAR = 4
+NARROWEST = 80
+"""Columns that whole figures need; a narrower terminal wraps the lines itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ class Forecast:
 @click.option("--yes", is_flag=True, help="Do not ask before X is asked.")
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
 def estimate(config: Path | None, rules: tuple[str, ...], yes: bool, as_json: bool) -> None:
-    """Tell for each query what a month would cost. Asks X's counts endpoint once a query, which X bills per request.
+    """Tell for each query what a month would cost. Asks X's counts endpoint once a query, which X bills per request, and
+    asks you before; a script says --yes.
 
     \b
     Examples:
@@ -63,8 +66,9 @@ def estimate(config: Path | None, rules: tuple[str, ...], yes: bool, as_json: bo
         load_x_secret(settings.x.bearer_token_file)
     asked = {rule: rule for rule in rules} or {query.name: query.rule for query in settings.query}
     cost = len(asked) * settings.price.counts_request_usd
-    if not yes and sys.stdin.isatty():
-        click.confirm(f"X is asked {len(asked)} times, for ${cost:.3f}. Go on?", default=True, abort=True)
+    if not yes:
+        question = f"X is asked {len(asked)} times, for ${cost:.3f}. Go on?"
+        click.confirm(question, default=True, abort=True, err=True)  # standard output may be read by a program
     try:
         counts = asyncio.run(_count(settings, list(asked.values())))
     except (Transient, NeedsOperator) as error:
@@ -75,7 +79,7 @@ def estimate(config: Path | None, rules: tuple[str, ...], yes: bool, as_json: bo
     if as_json:
         click.echo(json.dumps([asdict(found) for found in forecasts]))
     else:
-        _print(settings, forecasts, cost)
+        _print(console_of_output(), settings, forecasts, cost)
 
 
 def forecast(settings: Settings, prices: "Prices", name: str, posts_per_hour: list[int]) -> Forecast:
@@ -130,31 +134,39 @@ async def _hours(x: Any, request: "CountsRequest") -> list[int]:
         raise NeedsOperator(f"{request.rule!r}: the answer holds no counts") from error
 
 
-def _print(settings: Settings, forecasts: list[Forecast], cost: float) -> None:
-    console = Console()
+def _print(console: Console, settings: Settings, forecasts: list[Forecast], cost: float) -> None:
+    console.width = max(console.width, NARROWEST)
+    table = _table(forecasts, with_bars=True)
+    if console.measure(table, options=console.options.update(max_width=2 * WIDE)).maximum > console.width:
+        table = _table(forecasts, with_bars=False)
+    console.print(table)
+    least, most = sum(f.usd_posts_only for f in forecasts), sum(f.usd_worst_case for f in forecasts)
+    console.print(
+        f"\nAll together: ${least:,.2f} to ${most:,.2f} a month. The worst case counts every user and post that the "
+        'chosen fields can bring along (x.fields, x.expansions); with x.fields = "lean" both are the same.'
+    )
+    for line in _against_caps(settings, least, most):
+        console.print(line)
+    console.print(f"Asking cost ${cost:.3f}.")
+
+
+def _table(forecasts: list[Forecast], *, with_bars: bool) -> Table:
+    """Names are folded where it is narrow, figures never."""
     table = Table(box=None, pad_edge=False)
-    table.add_column("query", max_width=40)
-    table.add_column("last seven days", no_wrap=True)
+    table.add_column("query", max_width=40, overflow="fold")
+    if with_bars:
+        table.add_column("last seven days", no_wrap=True)
     for heading in ("posts/month", "$ posts only", "$ worst case", "requests/15 min"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for found in forecasts:
-        table.add_row(
-            found.query,
-            _sparkline(found.posts_per_hour),
+        figures = (
             f"{found.posts_per_month:,}",
             f"{found.usd_posts_only:,.2f}",
             f"{found.usd_worst_case:,.2f}",
             f"{found.requests_per_quarter_hour:,}",
         )
-    console.print(table)
-    least, most = sum(f.usd_posts_only for f in forecasts), sum(f.usd_worst_case for f in forecasts)
-    console.print(
-        f"\nAll together: ${least:,.2f} to ${most:,.2f} a month. The worst case counts every user and post that the"
-    )
-    console.print('chosen fields can bring along (x.fields, x.expansions); with x.fields = "lean" both are the same.')
-    for line in _against_caps(settings, least, most):
-        console.print(line)
-    console.print(f"Asking cost ${cost:.3f}.")
+        table.add_row(found.query, *([_sparkline(found.posts_per_hour)] if with_bars else []), *figures)
+    return table
 
 
 def _against_caps(settings: Settings, least: float, most: float) -> list[str]:

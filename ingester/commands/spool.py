@@ -17,7 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from ingester.commands.common import EXIT_BUSY, EXIT_IO, settings_problems_told, with_config
+from ingester.commands.common import EXIT_BUSY, EXIT_IO, console_of_output, settings_problems_told, with_config
 from ingester.errors import (
     KeyTaken,
     NewerFormat,
@@ -88,7 +88,7 @@ def spool_list(config: Path | None) -> None:
             with contextlib.suppress(FileNotFoundError):  # the service has moved it meanwhile
                 size = found.file(name, folder).stat().st_size
                 table.add_row(str(name), folder, f"{size:,}", *_described(found, name, folder, home))
-        console = _console()
+        console = console_of_output()
         console.print(table if rows else "The spool is empty.")
         count = {folder: found.count(folder) for folder in FOLDERS}
         total = f"{count['sealed']} waiting, {count['quarantine']} in quarantine, {found.used_bytes():,} bytes"
@@ -316,12 +316,6 @@ def _problems_told() -> Iterator[None]:
     except (TweetlakeError, OSError) as error:
         click.echo(f"tweetlake: {error}", err=True)
         sys.exit(codes.get(type(error), 1))
-
-
-def _console() -> Console:
-    """As wide as the terminal; wide enough for whole names when the output goes elsewhere."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
 
 
 def _with_progress(items: list[_T], doing: str) -> Iterable[_T]:

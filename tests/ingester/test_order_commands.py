@@ -1,14 +1,18 @@
 """`tweetlake estimate` and `tweetlake backfill` as a person meets them: against the simulated X and a real S3 server."""
 
+import io
 import json
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from ingester.__main__ import main
 from ingester.budget import Prices
-from ingester.commands.estimate import forecast
+from ingester.commands import estimate
+from ingester.commands.estimate import Forecast, forecast
 from ingester.model import LEAN, RICH
 from sandbox.s3 import running_s3
 from sandbox.world import WorldSettings
@@ -74,6 +78,42 @@ def test_an_estimate_for_people_has_bars_totals_and_what_the_cap_means(config):
 def test_rules_can_be_estimated_before_they_are_queries(config):
     found = call(config, "estimate", "--yes", "--json", "--rule", "python OR coffee")
     assert [row["query"] for row in json.loads(found.output)] == ["python OR coffee"]
+
+
+@pytest.mark.parametrize("answer", ["n\n", ""])
+def test_nobody_is_asked_for_an_estimate_without_a_yes(config, x, answer):
+    before = x.stats()["requests"].get("counts")
+    found = call(config, "estimate", input=answer)
+    assert found.exit_code == 1
+    assert "X is asked 2 times, for $0.010" in found.output
+    assert x.stats()["requests"].get("counts") == before
+
+
+def test_a_question_does_not_stand_in_the_json(config):
+    found = call(config, "estimate", "--json", input="y\n")
+    assert len(json.loads(found.stdout)) == 2
+
+
+@pytest.mark.parametrize("columns", [30, 60, 80, 100, 200])
+def test_figures_of_an_estimate_are_whole_at_any_width(columns):
+    found = Settings(lake={"bucket": "lake"}, query=[{"name": "a-name-of-some-length", "rule": "r"}])
+    months = [
+        Forecast(name, [1_000_000] * 167, 720_000_000, 3_600_000.15, 36_000_000.15, 2_500)
+        for name in ("a-name-of-some-length", "x" * 64)
+    ]
+    out = io.StringIO()
+    estimate._print(Console(width=columns, file=out, force_terminal=True, no_color=True), found, months, 0.005)
+    shown = re.sub(r"\x1b\[[\d;]*m", "", out.getvalue())
+    for figure in ("720,000,000", "3,600,000.15", "36,000,000.15", "2,500"):
+        assert shown.count(figure) >= 2
+    assert "…" not in shown
+    assert ("█" in shown) == (columns == 200)
+
+
+def test_an_estimate_in_a_pipe_is_wide(config):
+    found = call(config, "estimate", "--yes", env={"COLUMNS": "40"})
+    assert "…" not in found.output
+    assert any(bar in found.output for bar in "▃▄▅▆▇█")
 
 
 def test_a_refused_estimate_says_why(config, x):
