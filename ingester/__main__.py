@@ -43,7 +43,7 @@ from ingester.errors import (
 from ingester.model import Answer, CountsRequest, SearchRequest
 from ingester.ports import Clock, Destination
 from ingester.retry import Backoff
-from schemas.settings import EXIT_CONFIG, Settings, load, load_health_token, load_x_secret
+from schemas.settings import EXIT_CONFIG, Health, Settings, load, load_health_token, load_x_secret
 
 if TYPE_CHECKING:
     from ingester.telemetry import Telemetry
@@ -153,8 +153,7 @@ async def _serve(settings: Settings) -> int:
         try:
             url = await server.start(settings.health.host, settings.health.port, is_open=settings.health.is_open)
         except OSError as error:
-            click.echo(f"tweetlake: health.host and health.port cannot be listened on: {error}", err=True)
-            return EXIT_CONFIG
+            return _not_listening(settings.health, error)
         with contextlib.suppress(OSError):  # on a full disk: then `status` asks health.host and health.port
             beside = address.with_suffix(".tmp")
             beside.write_text(url)
@@ -174,6 +173,14 @@ async def _serve(settings: Settings) -> int:
             await x.close()
         spool.release()
     return 0
+
+
+def _not_listening(settings: Health, error: OSError) -> int:
+    from ingester.trial import why_not_listening
+
+    what, fix = why_not_listening(settings, error)
+    click.echo(f"tweetlake: health.port {settings.port} of {settings.host}: {what}\n  fix: {fix}", err=True)
+    return EXIT_CONFIG
 
 
 def _told(error: BaseException) -> int:

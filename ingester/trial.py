@@ -4,7 +4,10 @@ Each part is asked for the very thing that the service asks of it later, so what
 runs as the same user with the same credentials.
 """
 
+import contextlib
+import errno
 import hashlib
+import json
 import secrets
 import shutil
 import socket
@@ -13,6 +16,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from http.client import HTTPException
 from pathlib import Path
 
 from ingester.disk import write_durably
@@ -28,6 +32,7 @@ CLOCK_TOLERANCE = 2.0
 CLOCK_LIMIT = 900.0
 """Seconds: S3 refuses a request that is signed more than 15 minutes away from its own time (S3's RequestTimeTooSkewed)."""
 _GB = 1_000_000_000
+_AS_THE_SERVICE = "run it as the user of the service"
 
 
 class Outcome(Enum):
@@ -55,17 +60,26 @@ class Finding:
 def try_spool(settings: Spool) -> Iterator[Finding]:
     """Can a file be made durable in the spool folder, and is there room for what may wait?"""
     folder = settings.directory
-    home = next(parent for parent in (folder, *folder.parents) if parent.exists())
     subject = f"spool {folder}"
+    try:
+        home = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    except OSError as error:  # a folder above it that this user may not look into
+        yield Finding(subject, Outcome.BAD, f"cannot be looked at: {error.strerror}", _AS_THE_SERVICE)
+        return
+    if not home.is_dir():
+        fix = "name a folder by spool.directory, or move that file away"
+        yield Finding(subject, Outcome.BAD, f"{home} is a file, and no folder can be made of it", fix)
+        return
     probe = home / f".tweetlake-check-{secrets.token_hex(4)}"
     try:
         write_durably(probe, b"durable\n")
     except (OSError, SpoolBroken) as error:
-        fix = f"run it as the user of the service, or give this user the right to write in {home} (spool.directory)"
+        fix = f"{_AS_THE_SERVICE}, or give this user the right to write in {home} (spool.directory)"
         yield Finding(subject, Outcome.BAD, f"cannot be written: {error}", fix)
         return
     finally:
-        probe.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            probe.unlink()
     made = "" if folder.exists() else "; the folder will be made"
     free = shutil.disk_usage(home).free
     room = f"can be written, {free / _GB:,.1f} GB free{made}"
@@ -81,18 +95,43 @@ def try_spool(settings: Spool) -> Iterator[Finding]:
         yield Finding(subject, Outcome.GOOD, room)
 
 
-def try_port(settings: Health) -> Finding:
-    """Can the service listen where it is to answer about itself, or does it do so already?"""
+def try_port(settings: Health, spool_id: str | None = "", token: str | None = None) -> Finding:
+    """Can the service listen where it is to answer about itself, or does it do so already? `spool_id` is that of our spool:
+    empty when it has none yet, None when this user may not read it.
+    """
     subject = f"port {settings.host}:{settings.port}"
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         with socket.create_server((settings.host, settings.port), family=family):
             return Finding(subject, Outcome.GOOD, "free" if settings.port else "any free one will be taken")
     except OSError as error:
-        if _answers(settings):
-            return Finding(subject, Outcome.GOOD, "the running service answers there")
-        fix = "end what listens there, or name another health.host and health.port"
-        return Finding(subject, Outcome.BAD, f"cannot be listened on: {error}", fix)
+        if _asked_at(settings, "/livez") is not None:
+            return _of_whom(subject, _spool_answering(settings, token), spool_id)
+        return Finding(subject, Outcome.BAD, *why_not_listening(settings, error))
+
+
+def why_not_listening(settings: Health, error: OSError) -> tuple[str, str]:
+    """What is wrong with health.host and health.port, and the fix."""
+    if error.errno == errno.EADDRINUSE:
+        return "is taken by another program", "choose another health.port, or end what listens there"
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return "may not be listened on by this user", "choose a health.port from 1024 on"
+    if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+        return f"{settings.host} is no address of this machine", "set health.host to 127.0.0.1, or to one that it has"
+    return f"cannot be listened on: {error.strerror or error}", "choose another health.host or health.port"
+
+
+def _of_whom(subject: str, theirs: str | None, ours: str | None) -> Finding:
+    """Whether the service that answers there is the one of these settings: a spool has one service."""
+    if theirs is None or ours is None:
+        what = "a running service answers there; whether it is the one of these settings could not be told"
+        return Finding(
+            subject, Outcome.NOTE, what, f"{_AS_THE_SERVICE}; if it is another one's, choose another health.port"
+        )
+    if theirs == ours:
+        return Finding(subject, Outcome.GOOD, "the running service answers there")
+    what = f"another service answers there, with the spool {theirs}"
+    return Finding(subject, Outcome.BAD, what, "choose another health.port")
 
 
 def try_reach(settings: Health, *, has_token: bool) -> Finding | None:
@@ -107,13 +146,24 @@ def try_reach(settings: Health, *, has_token: bool) -> Finding | None:
     return Finding(subject, Outcome.NOTE, what, "bind it to 127.0.0.1 and come by ssh -L, or set health.token_file")
 
 
-def _answers(settings: Health) -> bool:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+def _spool_answering(settings: Health, token: str | None) -> str | None:
+    """The id of the spool of the service that listens there; None when it does not tell, as with another token."""
     try:
-        with urllib.request.urlopen(f"http://{host}:{settings.port}/livez", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (OSError, ValueError):
-        return False
+        return str(json.loads(_asked_at(settings, "/status", token) or "")["spool"]["id"])
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def _asked_at(settings: Health, path: str, token: str | None = None) -> bytes | None:
+    """What listens there answers; None when it does not."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        asked = urllib.request.Request(f"http://{host}:{settings.port}{path}", headers=headers)
+        with urllib.request.urlopen(asked, timeout=2) as answer:  # noqa: S310 - http, to our own port
+            return bytes(answer.read()) if answer.status == 200 else None
+    except (OSError, ValueError, HTTPException):
+        return None
 
 
 # X.

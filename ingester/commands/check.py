@@ -121,9 +121,10 @@ async def _trials(settings: Settings, secret: XSecret) -> AsyncIterator["Finding
 
     for finding in trial.try_spool(settings.spool):
         yield finding
-    yield trial.try_port(settings.health)
-    has_token = load_health_token(settings.health.token_file) is not None
-    if (reach := trial.try_reach(settings.health, has_token=has_token)) is not None:
+    token = load_health_token(settings.health.token_file)
+    ours = _spool_id(settings.spool.directory)
+    yield trial.try_port(settings.health, ours, token.get_secret_value() if token else None)
+    if (reach := trial.try_reach(settings.health, has_token=token is not None)) is not None:
         yield reach
     try:
         x = await XApi.open(secret, settings.x.base_url, SystemClock(), timeout_seconds=settings.x.timeout_seconds)
@@ -139,3 +140,13 @@ async def _trials(settings: Settings, secret: XSecret) -> AsyncIterator["Finding
     destination = Destination.of(settings.lake)
     async for finding in trial.try_s3(S3(destination), LakeKeys(settings.lake.prefix), f"s3 {settings.lake.bucket}"):
         yield finding
+
+
+def _spool_id(directory: Path) -> str | None:
+    """Empty when there is none yet, None when this user may not read it."""
+    from ingester.spool import Spool
+
+    try:
+        return Spool(directory).stored_id() or ""
+    except OSError:
+        return None

@@ -175,7 +175,12 @@ def test_a_port_that_is_taken_is_named(config, environment):
             timeout=30,
         )  # fmt: skip
         assert second.returncode == 78
-        assert "health.port" in second.stderr
+        assert f"health.port {port} of 127.0.0.1: is taken by another program" in second.stderr
+        assert "fix: choose another health.port" in second.stderr
+        assert "Errno" not in second.stderr
+        checked = CliRunner().invoke(main, ["check", "--config", str(other)])
+        assert "another service answers there, with the spool" in checked.output
+        assert f"http://127.0.0.1:{port}" == url
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)

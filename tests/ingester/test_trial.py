@@ -2,9 +2,12 @@
 
 import asyncio
 import errno
+import http.server
 import socket
+import threading
 from collections import Counter
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -199,6 +202,25 @@ def test_a_spool_that_cannot_be_written_is_bad(tmp_path, monkeypatch):
     assert disk.write_durably is not refuse
 
 
+@pytest.mark.parametrize("below", ["", "spool"])
+def test_a_spool_that_names_a_file_is_bad_with_a_fix_that_fits(tmp_path, below):
+    (tmp_path / "file").write_text("")
+    (finding,) = trial.try_spool(Spool(directory=tmp_path / "file" / below))
+    assert finding.outcome is Outcome.BAD
+    assert f"{tmp_path / 'file'} is a file" in finding.what
+    assert "name a folder by spool.directory" in finding.fix
+
+
+def test_a_spool_where_this_user_may_not_look_is_bad(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    (finding,) = trial.try_spool(Spool(directory=tmp_path))
+    assert finding.outcome is Outcome.BAD
+    assert "user of the service" in finding.fix
+
+
 @pytest.mark.parametrize(
     ("least", "most", "outcome", "setting"),
     [(1 << 60, 1_000_000, Outcome.BAD, "spool.min_free_bytes"), (0, 1 << 60, Outcome.NOTE, "spool.max_bytes")],
@@ -216,3 +238,59 @@ def test_a_port_is_free_or_taken():
         assert taken.outcome is Outcome.BAD
         assert "health.port" in taken.fix
     assert trial.try_port(Health(port=0)).outcome is Outcome.GOOD
+
+
+class Service(http.server.BaseHTTPRequestHandler):
+    """As a running service answers, to whom has the token."""
+
+    def do_GET(self):
+        allowed = self.path == "/livez" or self.headers.get("Authorization") == "Bearer right"
+        self.send_response(200 if allowed else 401)
+        self.end_headers()
+        self.wfile.write(b'{"spool": {"id": "0123abcd"}}' if allowed else b"{}")
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def service():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Service) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield Health(port=server.server_port)
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("ours", "token", "outcome", "word"),
+    [
+        ("0123abcd", "right", Outcome.GOOD, "the running service answers"),
+        ("ffffffff", "right", Outcome.BAD, "another service answers there, with the spool 0123abcd"),
+        ("", "right", Outcome.BAD, "another service"),
+        (None, "right", Outcome.NOTE, "could not be told"),
+        ("0123abcd", "wrong", Outcome.NOTE, "could not be told"),
+    ],
+)
+def test_a_service_on_the_port_is_ours_only_with_our_spool(service, ours, token, outcome, word):
+    found = trial.try_port(service, ours, token)
+    assert found.outcome is outcome
+    assert word in found.what
+    assert outcome is Outcome.GOOD or "choose another health.port" in found.fix
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (OSError(errno.EADDRINUSE, "error while attempting to bind on address ('::1', 1)"), "taken"),
+        (PermissionError(errno.EACCES, "error while attempting"), "this user"),
+        (OSError(errno.EADDRNOTAVAIL, "error while attempting"), "no address of this machine"),
+        (socket.gaierror(-2, "Name or service not known"), "no address of this machine"),
+    ],
+)
+def test_why_nobody_can_listen_there_is_a_sentence_of_ours(error, word):
+    what, fix = trial.why_not_listening(Health(), error)
+    assert word in what
+    assert "attempting" not in what
+    assert "health." in fix
