@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from schemas import raw, snowflake
 from schemas.keys import LakeKeys, MicrobatchName, RawHour
-from schemas.settings import SettingsError, load, load_x_secret
+from schemas.settings import SettingsError, load, load_health_token, load_x_secret
 
 moments = st.datetimes(datetime(2011, 1, 1), datetime(2070, 1, 1), timezones=st.just(UTC))
 MINIMAL = '[lake]\nbucket = "my-lake"\n[[query]]\nname = "python"\nrule = "python lang:en"\n'
@@ -134,3 +134,40 @@ def test_a_secret_that_is_not_there_is_told(tmp_path, prepare):
         load_x_secret(file, {})
     with pytest.raises(SettingsError, match="X_BEARER_TOKEN"):
         load_x_secret(None, {})
+
+
+@pytest.mark.parametrize("secret", ["AAAA\nBBBB", "Bearer AAAA", "AAAA\x00", "AAÄÄ", "AAAA\u200b"])
+@pytest.mark.parametrize(
+    "place", ["X_BEARER_TOKEN", "x.bearer_token_file", "x-bearer-token", "X_API_KEY", "X_API_SECRET"]
+)
+def test_a_secret_that_no_header_can_carry_is_refused_by_its_place_and_not_shown(tmp_path, place, secret):
+    file = tmp_path / "x-bearer-token"
+    file.write_text(secret)
+    environments = {
+        "X_BEARER_TOKEN": {"X_BEARER_TOKEN": secret},
+        "x-bearer-token": {"CREDENTIALS_DIRECTORY": str(tmp_path)},
+        "X_API_KEY": {"X_API_KEY": secret, "X_API_SECRET": "s"},
+        "X_API_SECRET": {"X_API_KEY": "k", "X_API_SECRET": secret},
+    }
+    with pytest.raises(SettingsError) as caught:
+        load_x_secret(file if place == "x.bearer_token_file" else None, environments.get(place, {}))
+    [problem] = caught.value.problems
+    assert place in problem.setting
+    assert "AA" not in str(caught.value).replace(str(file), "")
+
+
+def test_a_file_that_is_not_there_is_told_as_that_and_one_that_is_no_text_too(tmp_path):
+    for load_it in (load_x_secret, load_health_token):
+        with pytest.raises(SettingsError, match="does not exist"):
+            load_it(tmp_path / "none", {})
+        with pytest.raises(SettingsError, match="cannot be read: Is a directory"):
+            load_it(tmp_path, {})
+
+
+@pytest.mark.parametrize(("there", "missing"), [("X_API_KEY", "X_API_SECRET"), ("X_API_SECRET", "X_API_KEY")])
+def test_half_of_a_pair_says_which_half_is_missing(there, missing):
+    with pytest.raises(SettingsError) as caught:
+        load_x_secret(None, {there: "abc"})
+    [problem] = caught.value.problems
+    assert problem.setting == missing
+    assert there in problem.what
