@@ -4,17 +4,29 @@ TOML, any value also by environment as `TWEETLAKE__SECTION__KEY`; environment wi
 misspelt cap is no cap. `load` reports every problem at once, each with the setting, the value and what to do.
 """
 
+import difflib
 import json
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as BrokenEnvironment
 
 CONFIG_ENV = "TWEETLAKE_CONFIG"
 DEFAULT_CONFIG = Path("/etc/tweetlake/tweetlake.toml")
@@ -51,7 +63,7 @@ class SettingsError(Exception):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _folder_prefix(value: str) -> str:
@@ -66,6 +78,14 @@ def _http_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _rich_lean_or_names(value: object) -> object:
+    """Said once: pydantic would tell for each of the two kinds why it is not that one."""
+    is_names = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    if is_names or value in ("rich", "lean"):
+        return value
+    raise ValueError('is neither "rich" nor "lean" nor a list of tweet fields')
+
+
 Url = Annotated[str, AfterValidator(_http_url)]
 
 
@@ -74,7 +94,7 @@ class X(_Section):
 
     base_url: Url = "https://api.x.com"
     bearer_token_file: Path | None = Field(None, description="A file with the app's bearer token, mode 0600.")
-    fields: Literal["rich", "lean"] | list[str] = Field(
+    fields: Annotated[Literal["rich", "lean"] | list[str], BeforeValidator(_rich_lean_or_names)] = Field(
         "rich", description="rich: everything an app may read; lean: posts only; or a list of tweet fields."
     )
     expansions: list[str] | None = Field(
@@ -251,44 +271,190 @@ def load(path: Path | None = None) -> Settings:
     except tomllib.TOMLDecodeError as error:
         fix = "mend the TOML at that place; text values stand in quotes"
         raise SettingsError(str(file), [Problem("settings file", str(file), f"is not TOML: {error}", fix)]) from error
-    problems = _unknown_environment(os.environ)
+    problems = list(_problems_of_names(os.environ))
     try:
         settings = Settings(**values)
     except ValidationError as error:
-        raise SettingsError(str(file), problems + [_problem(detail) for detail in error.errors()]) from error
-    except Exception as error:  # pydantic-settings raises its own kind when JSON in the environment is broken
-        if type(error).__name__ != "SettingsError":
-            raise
-        problems.append(Problem(f"environment {ENV_PREFIX}*", "", str(error), "lists and tables are written as JSON"))
+        problems += _problems_of_values(error)
         raise SettingsError(str(file), problems) from error
+    except BrokenEnvironment as error:  # a section's whole value that is no JSON
+        raise SettingsError(str(file), problems + list(_problems_of_json(os.environ))) from error
     if problems:
         raise SettingsError(str(file), problems)
-    return settings
+    return _found_from(file.parent.absolute(), settings)
 
 
-def _unknown_environment(environment: Mapping[str, str]) -> list[Problem]:
-    known = sorted(Settings.model_fields)
-    return [
-        Problem(name, "", "no such section", f"sections are {', '.join(known)}")
-        for name in environment
-        if name.startswith(ENV_PREFIX) and name.removeprefix(ENV_PREFIX).split("__")[0].lower() not in known
-    ]
+def _found_from(folder: Path, settings: Settings) -> Settings:
+    """Relative paths count from the folder of the settings file, wherever a program was started."""
+
+    def found(path: Path | None) -> Path | None:
+        return None if path is None else folder / path
+
+    return settings.model_copy(
+        update={
+            "x": settings.x.model_copy(update={"bearer_token_file": found(settings.x.bearer_token_file)}),
+            "spool": settings.spool.model_copy(update={"directory": found(settings.spool.directory)}),
+            "health": settings.health.model_copy(update={"token_file": found(settings.health.token_file)}),
+        }
+    )
 
 
-_FIXES = {
-    "missing": "add it",
-    "extra_forbidden": "remove it or mend its spelling; docs/settings.md lists every setting",
-    "string_pattern_mismatch": "use only the characters that the pattern allows",
-    "too_short": "add at least one",
-}
+# What is wrong, in words of ours.
+
+
+def _names_of(section: str) -> list[str]:
+    """The settings of a section."""
+    annotation: Any = Settings.model_fields[section].annotation
+    return list((Query if section == "query" else annotation).model_fields)
+
+
+def _problems_of_names(environment: Mapping[str, str]) -> Iterator[Problem]:
+    """Variables that were meant as settings, and are none: a cap that is not read is no cap."""
+    sections = sorted(Settings.model_fields)
+    flat = {f"{section}_{name}": f"{section}__{name}" for section in sections for name in _names_of(section)}
+    for name in environment:
+        rest = name.upper().removeprefix(ENV_PREFIX).lower()
+        if name.upper().startswith(ENV_PREFIX):
+            section = rest.split("__")[0]
+            if section not in sections:
+                meant = flat.get(rest.replace("__", "_"))
+                fix = _did_you_mean(section, sections) or f"sections are {', '.join(sections)}"
+                yield Problem(name, "", "no such section", f"write {_variable(meant)}" if meant else fix)
+        elif name.upper().startswith(ENV_PREFIX.removesuffix("_")):
+            rest = name.upper().removeprefix(ENV_PREFIX.removesuffix("_")).lower()
+            meant = flat.get(rest.replace("__", "_"))
+            if meant or "__" in rest:
+                what = f"would not be read: settings begin with {ENV_PREFIX}, two underscores"
+                yield Problem(name, "", what, f"write {_variable(meant or rest)}")
+
+
+def _variable(setting: str) -> str:
+    return f"{ENV_PREFIX}{setting.upper()}"
+
+
+def _problems_of_json(environment: Mapping[str, str]) -> Iterator[Problem]:
+    for name, value in environment.items():
+        if name.upper() in {_variable(section) for section in Settings.model_fields}:
+            try:
+                json.loads(value)
+            except ValueError as error:
+                yield Problem(name, "", f"is not JSON: {error}", "write lists and tables as JSON")
+
+
+def _problems_of_values(error: ValidationError) -> list[Problem]:
+    """A value that fits none of several kinds is one problem, not one for each kind."""
+    found: dict[str, Problem] = {}
+    for detail in error.errors():
+        problem = _problem(detail)
+        found.setdefault(problem.setting, problem)
+    return list(found.values())
 
 
 def _problem(detail: Any) -> Problem:
-    place = ".".join(f"[{part}]" if isinstance(part, int) else str(part) for part in detail["loc"]).replace(".[", "[")
-    kind = detail["type"]
-    value = "" if kind == "missing" else json.dumps(detail["input"], default=str)
-    what = str(detail["msg"]).removeprefix("Value error, ")
-    return Problem(place or "settings", value[:200], what, _FIXES.get(kind) or _fix_from_bounds(detail))
+    loc = _within_the_settings(detail["loc"])
+    place = ".".join(f"[{part}]" if isinstance(part, int) else str(part) for part in loc).replace(".[", "[")
+    variable = _variable_of(loc, os.environ)
+    value = "" if detail["type"] == "missing" else json.dumps(detail["input"], default=str)
+    what, fix = _words(detail, [part for part in loc if isinstance(part, str)])
+    return Problem(f"{place}, from {variable}" if variable else place or "settings", value[:200], what, fix)
+
+
+def _within_the_settings(loc: Sequence[str | int]) -> list[str | int]:
+    """Without what pydantic adds for each kind of value that a setting may have."""
+    return [part for part in loc if isinstance(part, int) or re.fullmatch(r"[^\[\]]*", part)]
+
+
+def _variable_of(loc: Sequence[str | int], environment: Mapping[str, str]) -> str | None:
+    """The variable that gave the value there; None when it stands in the file."""
+    for name, value in environment.items():
+        parts = name.upper().removeprefix(ENV_PREFIX).lower().split("__")
+        is_ours = name.upper().startswith(ENV_PREFIX) and parts == [str(part).lower() for part in loc[: len(parts)]]
+        if is_ours and _holds(value, loc[len(parts) :]):
+            return name
+    return None
+
+
+def _holds(value: str, rest: Sequence[str | int]) -> bool:
+    """Whether a variable with a table or list has a value there; the file may give the others of a section."""
+    if not rest:
+        return True
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return False
+    return isinstance(found, list) or (isinstance(found, dict) and rest[0] in found)
+
+
+def _words(detail: Any, names: list[str]) -> tuple[str, str]:
+    """What is wrong with a value, and the fix."""
+    kind, value, setting = detail["type"], detail["input"], ".".join(names)
+    if kind == "extra_forbidden":
+        return "is no setting", _meant(names)
+    if names == ["query"] and isinstance(value, dict):
+        return "is one table, and there may be several", "write [[query]], in two brackets; as JSON a list of tables"
+    if setting == "lake.bucket" and (found := re.match(r"(?:s3a?://|arn:[\w-]+:s3:::)([^/]+)/?(.*)", str(value))):
+        rest = f", and lake.prefix = {json.dumps(found[2])}" if found[2] else ""
+        return "is more than a name", f"give the bucket's name alone: {found[1]}{rest}"
+    if kind == "string_pattern_mismatch":
+        return _PATTERNS[setting]
+    if kind in _KINDS:
+        return _KINDS[kind]
+    what = str(detail["msg"]).removeprefix("Value error, ").replace("Input should", "should")
+    return what, _FIXES.get(setting) or _fix_from_bounds(detail)
+
+
+_PATTERNS = {
+    "lake.bucket": ("is no bucket's name", "give 3 to 63 of a-z, 0-9, dot and hyphen, without a slash"),
+    "query.name": ("has other characters than a-z, 0-9, _ and -", "use only those"),
+    "transform.function": ("names no function", 'write it as "package.module:name"'),
+}
+"""For each setting that has a pattern: what does not fit it."""
+_FIXES = {
+    "x.fields": 'give "rich", "lean", or a list such as ["lang", "geo"]',
+    "x.base_url": "begin it with https:// or http://",
+    "lake.endpoint_url": "begin it with https:// or http://",
+    "lake.prefix": "write it as tweets/2026",
+    "query": "give each query a name of its own",
+}
+"""For each setting with a check of ours."""
+_NO_NUMBER = ("is no number", "give a number, without quotes and unit")
+_NO_WHOLE_NUMBER = ("is no whole number", "give a whole number, without quotes and unit")
+_NO_BOOL = ("is neither true nor false", "give true or false")
+_KINDS = {
+    "missing": ("is missing", "add it"),
+    "too_short": ("is empty", "add at least one"),
+    "string_too_short": ("is empty", "give at least one character"),
+    "string_type": ("is no text", "write it in quotes"),
+    "path_type": ("is no path", 'write a path in quotes, as "/var/lib/tweetlake/spool"'),
+    "list_type": ("is no list", 'write a list of texts, as ["one", "two"]'),
+    "model_type": ("is no table", "write a heading in brackets, its settings below; docs/settings.md shows each"),
+    "finite_number": ("is no finite number", "give a number, a large one if nothing shall bind"),
+    "float_type": _NO_NUMBER,
+    "float_parsing": _NO_NUMBER,
+    "int_type": _NO_WHOLE_NUMBER,
+    "int_parsing": _NO_WHOLE_NUMBER,
+    "int_from_float": _NO_WHOLE_NUMBER,
+    "bool_type": _NO_BOOL,
+    "bool_parsing": _NO_BOOL,
+}
+"""By pydantic's name of what is wrong; its own sentences name classes and kinds of Python."""
+
+
+def _meant(names: list[str]) -> str:
+    """What a name that is no setting was meant to be."""
+    *section, name = names
+    if elsewhere := [f"{other}.{name}" for other in Settings.model_fields if name in _names_of(other)]:
+        return f"did you mean {' or '.join(elsewhere)}?"
+    if section:
+        close = _did_you_mean(name, _names_of(section[0]), before=f"{section[0]}.")
+    else:
+        close = _did_you_mean(name, Settings.model_fields)
+    return close or "remove it; docs/settings.md lists every setting"
+
+
+def _did_you_mean(name: str, names: Iterable[str], before: str = "") -> str | None:
+    close = difflib.get_close_matches(name.lower(), list(names), n=1)
+    return f"did you mean {before}{close[0]}?" if close else None
 
 
 def _fix_from_bounds(detail: Any) -> str:

@@ -102,6 +102,99 @@ def test_a_bad_setting_is_named_with_its_fix(tmp_path, text, setting):
     assert named[setting].fix
 
 
+@pytest.mark.parametrize(
+    ("text", "setting", "said"),
+    [
+        (MINIMAL + "[x]\nfields = 'all'\n", "x.fields", '"rich", "lean", or a list'),
+        (MINIMAL + "[x]\nfields = [1, 2]\n", "x.fields", "neither"),
+        (MINIMAL + "[x]\nexpansions = 3\n", "x.expansions", "is no list"),
+        (MINIMAL + "[spool]\ndirectory = 3\n", "spool.directory", "is no path"),
+        (MINIMAL + "[budget]\nusd_per_month = inf\n", "budget.usd_per_month", "no finite number"),
+        (MINIMAL + "[budget]\nusd_per_day = nan\n", "budget.usd_per_day", "no finite number"),
+        (MINIMAL + "[price]\npost_usd = inf\n", "price.post_usd", "no finite number"),
+        (MINIMAL + "poll_every_seconds = nan\n", "query[0].poll_every_seconds", "no finite number"),
+        (MINIMAL.replace("my-lake", "s3://lake"), "lake.bucket", "name alone: lake"),
+        (MINIMAL.replace("my-lake", "s3://lake/a/b"), "lake.bucket", 'lake.prefix = "a/b"'),
+        (MINIMAL.replace("my-lake", "Lake"), "lake.bucket", "a-z, 0-9, dot and hyphen"),
+        (MINIMAL.replace("[[query]]", "[query]"), "query", "write [[query]]"),
+        (MINIMAL + "[budget]\nusd_per_mont = 3\n", "budget.usd_per_mont", "did you mean budget.usd_per_month?"),
+        (MINIMAL + "[budgets]\nusd_per_month = 3\n", "budgets", "did you mean budget?"),
+        (MINIMAL + "[x]\nbucket = 'lake'\n", "x.bucket", "did you mean lake.bucket?"),
+        (MINIMAL + "rules = 'x'\n", "query[0].rules", "did you mean query.rule?"),
+        (MINIMAL + "[spool]\nzzz = 1\n", "spool.zzz", "docs/settings.md"),
+        ("budget = 3\n" + MINIMAL, "budget", "is no table"),
+    ],
+)
+def test_a_mistake_is_one_problem_in_words_of_ours(tmp_path, text, setting, said):
+    with pytest.raises(SettingsError) as caught:
+        load(written(tmp_path, text))
+    [problem] = caught.value.problems
+    assert problem.setting == setting
+    assert said in f"{problem.what}; {problem.fix}"
+    for word in ("pathlib", "literal[", "list[", "^[a-z", "Input", "dictionary", "instance"):
+        assert word not in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("variables", "told", "fix"),
+    [
+        ({"TWEETLAKE__LAKE__BUCKET": "Bad"}, "lake.bucket, from TWEETLAKE__LAKE__BUCKET", "a-z"),
+        ({"TWEETLAKE__X__FIELDS": "all"}, "x.fields, from TWEETLAKE__X__FIELDS", "rich"),
+        ({"TWEETLAKE__SPOOL__MAX_BYTE": "5"}, "spool.max_byte, from TWEETLAKE__SPOOL__MAX_BYTE", "spool.max_bytes"),
+        ({"TWEETLAKE__BUDGET": '{"usd_per_day": -1}'}, "budget.usd_per_day, from TWEETLAKE__BUDGET", "at least 0"),
+        ({"TWEETLAKE__QUERY": '[{"name": "A", "rule": "r"}]'}, "query[0].name, from TWEETLAKE__QUERY", "only those"),
+        ({"TWEETLAKE__QUERY": "[{]"}, "TWEETLAKE__QUERY", "JSON"),
+        ({"TWEETLAKE__SPOL__X": "5"}, "TWEETLAKE__SPOL__X", "did you mean spool?"),
+        (
+            {"TWEETLAKE_BUDGET__USD_PER_DAY": "5"},
+            "TWEETLAKE_BUDGET__USD_PER_DAY",
+            "write TWEETLAKE__BUDGET__USD_PER_DAY",
+        ),
+        ({"TWEETLAKE_BUDGET_USD_PER_DAY": "5"}, "TWEETLAKE_BUDGET_USD_PER_DAY", "write TWEETLAKE__BUDGET__USD_PER_DAY"),
+        (
+            {"TWEETLAKE__BUDGET_USD_PER_DAY": "5"},
+            "TWEETLAKE__BUDGET_USD_PER_DAY",
+            "write TWEETLAKE__BUDGET__USD_PER_DAY",
+        ),
+        ({"TWEETLAKE_WHAT__EVER": "5"}, "TWEETLAKE_WHAT__EVER", "two underscores"),
+    ],
+)
+def test_a_problem_of_the_environment_names_the_variable(tmp_path, monkeypatch, variables, told, fix):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load(written(tmp_path, MINIMAL + "[budget]\nusd_per_month = 5\n"))
+    [problem] = caught.value.problems
+    assert problem.setting == told
+    assert fix in f"{problem.what}; {problem.fix}"
+
+
+def test_a_problem_of_the_file_names_no_variable_that_gives_something_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("TWEETLAKE__BUDGET", '{"usd_per_day": 5}')
+    with pytest.raises(SettingsError) as caught:
+        load(written(tmp_path, MINIMAL + "[budget]\nusd_per_month = -5\n"))
+    assert [problem.setting for problem in caught.value.problems] == ["budget.usd_per_month"]
+
+
+def test_variables_that_are_no_settings_are_left_alone(tmp_path, monkeypatch):
+    for name in ("TWEETLAKE_CONFIG", "TWEETLAKE_HOURS_AT_ONCE", "TWEETLAKE_COMPLETE", "TWEETLAKE_COMPACT_COMPLETE"):
+        monkeypatch.setenv(name, "5")
+    assert load(written(tmp_path, MINIMAL)).lake.bucket == "my-lake"
+
+
+def test_relative_paths_count_from_the_folder_of_the_settings(tmp_path, monkeypatch):
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    text = '[spool]\ndirectory = "spool"\n[x]\nbearer_token_file = "../token"\n[health]\ntoken_file = "/run/token"\n'
+    written(tmp_path / "etc", MINIMAL + text)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    settings = load(Path("../etc/tweetlake.toml"))
+    assert settings.spool.directory.resolve() == tmp_path / "etc" / "spool"
+    assert settings.spool.directory.is_absolute()
+    assert settings.x.bearer_token_file.resolve() == tmp_path / "token"
+    assert settings.health.token_file == Path("/run/token")
+
+
 def test_every_problem_is_told_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("TWEETLAKE__SPOL__X", "1")
     text = '[lake]\nbucket = "B"\n[[query]]\nname = "A"\nrule = ""\n[x]\nnope = 1\n'
