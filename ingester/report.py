@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from ingester.budget import SMALLEST_PAGE, Prices, microusd
 from ingester.history import History
 from ingester.lease import Lease, Standing
+from ingester.model import field_set
 from ingester.poller import Poller, Rest
 from ingester.ports import Clock
 from ingester.pulse import Pulse
@@ -21,7 +23,7 @@ from ingester.uploader import Uploader
 from ingester.x_time import XTime
 from schemas import snowflake
 from schemas.records import SEARCH
-from schemas.settings import Query, Settings
+from schemas.settings import Budget, Query, Settings
 from schemas.state import ON_TOP, Money, QueryState
 
 LATE_AFTER_POLLS = 3
@@ -41,6 +43,11 @@ CAPS = {
     "posts_per_day": "posts_today",
 }
 """Each cap of the settings with the figure that it bounds."""
+
+TOO_SMALL_FIX = (
+    "raise it to what a page of 10 posts can cost (tweetlake check tells), and restart: waiting does not help"
+)
+"""What to do about a cap within which no page can ever be asked for."""
 
 HOLD_FIXES = {
     "rate": "nothing, it goes on at the reset; if it comes back, poll less often (query.poll_every_seconds)",
@@ -92,6 +99,8 @@ class Report:
         self._telemetry = telemetry
         self._version = version
         self._started_at = clock.now()
+        least = smallest_page_microusd(settings)
+        self._too_small = {name: too_small_caps(owner, least) for name, owner in owners_of_caps(settings).items()}
         self._seen: Contents | None = None
         self._seen_seconds = 0.0
         self._look_problem: str | None = None
@@ -195,7 +204,9 @@ class Report:
             return Check("x", "x")
         hold = self.term.gate.hold
         if hold is not None and hold.kind in HOLD_FIXES:
-            return Check("x", "x", f"asking X is paused: {hold.reason}", HOLD_FIXES[hold.kind])
+            for_ever = hold.kind == "budget" and self._too_small["budget"]
+            fix = TOO_SMALL_FIX if for_ever else HOLD_FIXES[hold.kind]
+            return Check("x", "x", f"asking X is paused: {hold.reason}", fix)
         if not self.term.gate.allowed_once:
             fix = "nothing in the first minute; then see the log for what X answers"
             return Check("x", "x", "X has not answered with a page yet", fix)
@@ -243,7 +254,8 @@ class Report:
         if (late := self._lateness(self.term, poller)) <= 0:
             return Check(name, "query") if poller.stuck is None else _check_stuck(name, query, poller.stuck)
         reason = f"query {query.name} had no page for {late:.0f} s: {poller.last_problem or 'no reason known'}"
-        return Check(name, "query", reason, _query_fix(self.term, poller))
+        fix = TOO_SMALL_FIX if self._too_small[f"query {query.name}"] else _query_fix(self.term, poller)
+        return Check(name, "query", reason, fix)
 
     def _pollers(self) -> dict[str, Poller]:
         return {poller.query.name: poller for poller in self.term.pollers} if self.term else {}
@@ -313,6 +325,7 @@ class Report:
             **spent,
             "x_counted_posts_today": term.reconciliation.x_counted if term.reconciliation else None,
             "caps": caps,
+            "too_small": self._too_small["budget"],
             "fractions": _fractions(caps, spent),
         }
 
@@ -347,6 +360,7 @@ class Report:
             "problem": poller.last_problem if poller else None,
             "usd_today": spent["usd_today"],
             "usd_this_month": spent["usd_this_month"],
+            "too_small": self._too_small[f"query {name}"],
             "fractions": _fractions(caps, spent),
         }
 
@@ -358,6 +372,26 @@ def _check_stuck(name: str, query: Query, stuck: Rest) -> Check:
         f"tweetlake-compact order-holes --query {query.name} orders anew"
     )
     return Check(name, "query", reason, fix)
+
+
+def owners_of_caps(settings: Settings) -> dict[str, Budget | Query]:
+    """Who has caps, by the name that stands before them."""
+    return {"budget": settings.budget, **{f"query {query.name}": query for query in settings.query}}
+
+
+def smallest_page_microusd(settings: Settings) -> int:
+    """What the smallest page that X gives can cost: without as much left of a cap, none is asked for."""
+    return Prices(settings.price, field_set(settings.x.fields, settings.x.expansions)).worst_case(SMALLEST_PAGE)
+
+
+def too_small_caps(owner: Budget | Query, least_microusd: int) -> list[str]:
+    """The caps that no page can ever be within, not even with nothing spent."""
+    limits = {cap: limit for cap in CAPS if (limit := getattr(owner, cap, None)) is not None}
+    return [
+        cap
+        for cap, limit in limits.items()
+        if (microusd(limit) < least_microusd if cap.startswith("usd") else limit < SMALLEST_PAGE)
+    ]
 
 
 def _query_fix(term: Term, poller: Poller) -> str:

@@ -19,13 +19,15 @@ from enum import Enum
 from http.client import HTTPException
 from pathlib import Path
 
+from ingester.budget import SMALLEST_PAGE
 from ingester.disk import write_durably
 from ingester.errors import ChecksumRefused, KeyTaken, NeedsOperator, SpoolBroken, Transient
 from ingester.model import Answer
 from ingester.ports import ObjectStore, Source
+from ingester.report import owners_of_caps, smallest_page_microusd, too_small_caps
 from ingester.x_time import date_of
 from schemas.keys import LakeKeys
-from schemas.settings import Health, Spool
+from schemas.settings import Health, Settings, Spool
 
 CLOCK_TOLERANCE = 2.0
 """Seconds that this machine's clock may be off without a word: X tells its time in whole ones."""
@@ -52,6 +54,29 @@ class Finding:
     outcome: Outcome
     what: str
     fix: str = ""
+
+
+# The caps.
+
+
+def try_caps(settings: Settings) -> Iterator[Finding]:
+    """Is there a cap within which nothing can ever be collected, or one that never binds?"""
+    least = smallest_page_microusd(settings)
+    for name, owner in owners_of_caps(settings).items():
+        for cap in too_small_caps(owner, least):
+            needed = f"${least / 1e6:g}" if cap.startswith("usd") else f"{SMALLEST_PAGE} posts"
+            what = (
+                f"is {getattr(owner, cap):g}: less than the smallest page can cost, {needed}, so none is ever asked for"
+            )
+            fix = f"raise it to {needed} at least"
+            fix += ", or ask for less by x.fields and x.expansions" if cap.startswith("usd") else ""
+            yield Finding(f"{name}.{cap}", Outcome.BAD, what, fix)
+        for unit in ("usd", "posts"):
+            day, month = (getattr(owner, f"{unit}_per_{span}", None) for span in ("day", "month"))
+            if day is not None and month is not None and day > month:
+                what = f"is {day:g}, more than {name}.{unit}_per_month = {month:g}: the month's cap ends it first"
+                fix = f"raise {unit}_per_month, or lower {unit}_per_day"
+                yield Finding(f"{name}.{unit}_per_day", Outcome.NOTE, what, fix)
 
 
 # This machine.

@@ -27,7 +27,7 @@ _MARKS = {"good": ("ok  ", "green"), "note": ("note", "yellow"), "bad": ("BAD ",
 def check(config: Path | None, offline: bool, as_json: bool) -> None:
     """Try everything the service needs, as the user and with the credentials it will have; each problem with its fix.
 
-    Settings, secret, spool and disk, port, X's credentials and clock (by asking for the app's usage, which costs nothing),
+    Settings, secret, caps, spool and disk, port, X's credentials and clock (by asking for the app's usage, which costs nothing),
     and every S3 call that the service makes. Nothing is left behind.
 
     \b
@@ -41,11 +41,9 @@ def check(config: Path | None, offline: bool, as_json: bool) -> None:
     settings, secret = _settings(config)
     if not as_json:
         _tell_meaning(settings)
-    if offline:
-        return
-    outcomes = asyncio.run(_tell(settings, secret, as_json))
+    outcomes = asyncio.run(_tell(settings, secret, offline, as_json))
     bad = outcomes.count("bad")
-    if not as_json:
+    if not as_json and (bad or not offline):
         click.echo("\nAll good." if not bad else f"\n{bad} bad; each with its fix above.")
     sys.exit(EXIT_BAD if bad else 0)
 
@@ -95,10 +93,10 @@ def _budget_words(settings: Settings) -> str:
     return ", ".join(f"{name} = {cap:g}" for name, cap in caps.items()) or "no cap"
 
 
-async def _tell(settings: Settings, secret: XSecret, as_json: bool) -> list[str]:
+async def _tell(settings: Settings, secret: XSecret, offline: bool, as_json: bool) -> list[str]:
     """Try part after part, telling each finding as it comes."""
     outcomes = []
-    async for finding in _trials(settings, secret):
+    async for finding in _trials(settings, secret, offline):
         outcomes.append(finding.outcome.value)
         if as_json:
             click.echo(json.dumps(asdict(finding) | {"outcome": finding.outcome.value}))
@@ -110,7 +108,7 @@ async def _tell(settings: Settings, secret: XSecret, as_json: bool) -> list[str]
     return outcomes
 
 
-async def _trials(settings: Settings, secret: XSecret) -> AsyncIterator["Finding"]:
+async def _trials(settings: Settings, secret: XSecret, offline: bool) -> AsyncIterator["Finding"]:
     from ingester import trial
     from ingester.clock import SystemClock
     from ingester.errors import NeedsOperator, Transient
@@ -119,6 +117,10 @@ async def _trials(settings: Settings, secret: XSecret) -> AsyncIterator["Finding
     from ingester.x_api import XApi
     from schemas.keys import LakeKeys
 
+    for finding in trial.try_caps(settings):
+        yield finding
+    if offline:
+        return
     for finding in trial.try_spool(settings.spool):
         yield finding
     token = load_health_token(settings.health.token_file)

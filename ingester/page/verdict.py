@@ -64,6 +64,10 @@ def _held(status: Status) -> Verdict | None:
     x = status["x"] or {}
     if (held := _HOLDS.get(x.get("hold") or "")) is None:
         return None
+    too_small = (status["budget"] or {}).get("too_small")
+    if x["hold"] == "budget" and too_small:
+        caps = " and ".join(f"budget.{cap}" for cap in too_small)
+        return Verdict("bad", "Not collecting: a cap is too small for one page", f"It stays so until you raise {caps}.")
     if not x["paused_until"]:
         return Verdict(*held, "It goes on by itself.")
     left = (datetime.fromisoformat(x["paused_until"]) - datetime.fromisoformat(status["now"])).total_seconds()
@@ -107,6 +111,8 @@ def of_query(query: Status, status: Status) -> Verdict:
         return Verdict("waiting", "not asked", problem)
     if x["hold"] in _HOLDS:
         return Verdict("waiting", "paused", problem)
+    if query.get("too_small"):
+        return Verdict("bad", "own cap too small", problem)
     if problem.startswith(f"query {query['name']}."):
         return Verdict("waiting", "own cap reached", problem)
     if query["late_seconds"]:

@@ -88,6 +88,14 @@ def test_check_is_quiet_about_secrets_and_tells_what_a_page_costs(config, enviro
     assert TOKEN not in result.output
 
 
+def test_check_tells_offline_too_of_a_cap_that_no_page_fits(config, environment):
+    config.write_text(config.read_text() + "[budget]\nusd_per_month = 0.1\n")
+    result = CliRunner().invoke(main, ["check", "--offline", "--config", str(config)])
+    assert result.exit_code == 1
+    assert "BAD   budget.usd_per_month: is 0.1" in result.output
+    assert "fix: raise it to $0.5 at least" in result.output
+
+
 def test_check_tells_every_problem_and_exits_78(config, environment, monkeypatch):
     monkeypatch.delenv("X_BEARER_TOKEN")
     config.write_text(

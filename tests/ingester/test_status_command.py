@@ -37,7 +37,7 @@ def store():
 
 async def status_after(seconds, tmp_path, clock, x, store, **changes):
     """What the service reports after so long, as it travels: JSON."""
-    run = Run(settings(tmp_path, query=QUERIES, **changes), clock, x, store)
+    run = Run(settings(tmp_path, **({"query": QUERIES} | changes)), clock, x, store)
     try:
         await clock.drive(seconds)
         return json.loads(json.dumps(run.service.report.status()))
@@ -85,6 +85,24 @@ async def test_a_budget_that_is_used_up(tmp_path, clock, x, store):
     text = words(await status_after(600, tmp_path, clock, x, store, budget=budget))
     assert "the budget is used up" in text
     assert "of $1.00  usd_per_month" in text
+
+
+async def test_a_cap_that_is_too_small_for_a_page_is_no_thing_of_waiting(tmp_path, clock, x, store):
+    budget = {"usd_per_month": 0.04, "reconcile": False}
+    text = words(await status_after(600, tmp_path, clock, x, store, budget=budget))
+    assert text.startswith(
+        "✗ Not collecting: a cap is too small for one page  It stays so until you raise budget.usd_per_month"
+    )
+    assert "waiting does not help" in text
+    assert "goes on by itself in" not in text
+
+
+async def test_an_own_cap_that_is_too_small_for_a_page_is_told_at_its_query(tmp_path, clock, x, store):
+    queries = [QUERIES[0], {**QUERIES[1], "usd_per_day": 0.04}]
+    text = words(await status_after(600, tmp_path, clock, x, store, query=queries))
+    assert "✗ own cap too small" in text
+    assert "waiting does not help" in text
+    assert "wait for the reset" not in text
 
 
 async def test_a_service_that_just_began(tmp_path, clock, x, store):

@@ -15,7 +15,7 @@ from ingester import disk, trial
 from ingester.errors import NeedsOperator, Transient
 from ingester.trial import Outcome
 from schemas.keys import LakeKeys
-from schemas.settings import Health, Spool
+from schemas.settings import Health, Settings, Spool
 from tests.ingester.simulation import MemoryStore, SimulatedX, VirtualClock
 
 KEYS = LakeKeys("some/where/")
@@ -176,6 +176,46 @@ async def test_a_clock_that_is_off_is_told_with_its_sign(x, clock, off, outcome)
     if outcome is not Outcome.GOOD:
         assert ("-" if off < 0 else "+") in found.what
         assert "synchronisation" in found.fix
+
+
+# The caps.
+
+
+def caps(query=None, **budget):
+    settings = {"lake": {"bucket": "lake"}, "query": [{"name": "q", "rule": "r", **(query or {})}], "budget": budget}
+    return {finding.subject: finding for finding in trial.try_caps(Settings(**settings))}
+
+
+@pytest.mark.parametrize(
+    ("changes", "subject", "fix"),
+    [
+        ({"usd_per_month": 0.49}, "budget.usd_per_month", "$0.5 at least"),
+        ({"usd_per_day": 0.1}, "budget.usd_per_day", "$0.5 at least"),
+        ({"posts_per_day": 9}, "budget.posts_per_day", "10 posts at least"),
+        ({"query": {"usd_per_month": 0.3}}, "query q.usd_per_month", "$0.5 at least"),
+    ],
+)
+def test_a_cap_that_no_page_fits_is_bad(changes, subject, fix):
+    found = caps(**changes)
+    assert [finding.outcome for finding in found.values()] == [Outcome.BAD]
+    assert fix in found[subject].fix
+
+
+@pytest.mark.parametrize(
+    ("changes", "subject"),
+    [
+        ({"usd_per_day": 60}, "budget.usd_per_day"),
+        ({"posts_per_day": 60, "posts_per_month": 50}, "budget.posts_per_day"),
+        ({"query": {"usd_per_day": 6, "usd_per_month": 5}}, "query q.usd_per_day"),
+    ],
+)
+def test_a_day_that_may_cost_more_than_its_month_is_noted(changes, subject):
+    found = caps(**changes)
+    assert {name: finding.outcome for name, finding in found.items()} == {subject: Outcome.NOTE}
+
+
+def test_caps_that_a_page_fits_are_no_finding():
+    assert not caps(usd_per_month=0.5, usd_per_day=0.5, posts_per_day=10, query={"usd_per_day": 0.5})
 
 
 # This machine.
