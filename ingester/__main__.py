@@ -73,11 +73,11 @@ def main() -> None:
 def run(config: Path | None) -> None:
     """Poll X, keep every answer, ship it to S3; until SIGTERM.
 
+    Exit codes: 0 stopped, 78 settings, 74 disk, 75 another process has the spool, 70 anything else.
+
     \b
     Example:
       X_BEARER_TOKEN=... tweetlake run --config /etc/tweetlake/tweetlake.toml
-    \b
-    Exit codes: 0 stopped, 78 settings, 74 disk, 75 another process has the spool, 70 anything else.
     """
     faulthandler.enable(2)  # where it hung, should the watchdog of systemd end it by SIGABRT
     _share_memory_between_threads()

@@ -22,7 +22,9 @@ _MARKS = {"good": ("ok  ", "green"), "note": ("note", "yellow"), "bad": ("BAD ",
 
 @click.command()
 @with_config
-@click.option("--offline", is_flag=True, help="Only the settings and the secret; ask neither X nor S3.")
+@click.option(
+    "--offline", is_flag=True, help="Only the settings with their caps, and the secret; ask neither X nor S3."
+)
 @click.option("--json", "as_json", is_flag=True, help="What was found as JSON, one object a line.")
 def check(config: Path | None, offline: bool, as_json: bool) -> None:
     """Try everything the service needs, as the user and with the credentials it will have; each problem with its fix.
@@ -30,8 +32,8 @@ def check(config: Path | None, offline: bool, as_json: bool) -> None:
     Settings, secret, caps, spool and disk, port, X's credentials and clock (by asking for the app's usage, which costs nothing),
     and every S3 call that the service makes. Nothing is left behind.
 
-    \b
     Exit codes: 0 good, 78 settings or secret, 1 anything else that is bad.
+
     \b
     Examples:
       tweetlake check --config tweetlake.toml

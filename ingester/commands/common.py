@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from schemas.settings import EXIT_CONFIG, SettingsError
+from schemas.settings import CONFIG_ENV, DEFAULT_CONFIG, EXIT_CONFIG, SettingsError
 
 EXIT_SOFTWARE, EXIT_IO, EXIT_BUSY, EXIT_NOT_RUNNING = 70, 74, 75, 3
 """sysexits.h: internal error, disk, try again later; and systemctl's own code for a service that is not running."""
@@ -16,7 +16,9 @@ ADDRESS_FILE = "http-address"
 """In the spool folder: where the running service listens, so that `status` finds it also with port 0."""
 
 with_config = click.option(
-    "--config", type=click.Path(path_type=Path), help="Settings file. Default: $TWEETLAKE_CONFIG, then /etc/tweetlake/."
+    "--config",
+    type=click.Path(path_type=Path),
+    help=f"Settings file. Default: ${CONFIG_ENV}, then {DEFAULT_CONFIG}",
 )
 
 

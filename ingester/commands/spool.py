@@ -63,8 +63,8 @@ def spool(context: click.Context, config: Path | None) -> None:
 def spool_list(config: Path | None) -> None:
     """List the microbatches in the spool by sequence, with their state.
 
-    \b
     States: open (being written), sealed (waits for S3), shipped (the newest that S3 has), quarantine (look at it).
+
     \b
     Example:
       tweetlake spool list --config tweetlake.toml

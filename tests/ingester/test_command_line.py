@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from datetime import UTC, datetime
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -70,6 +71,20 @@ def test_every_command_explains_itself_with_an_example(command):
     assert result.exit_code == 0
     assert "Example" in result.output
     assert "--config" in result.output or command in ([], ["completion"])
+
+
+def every_command(group=main, before=()):
+    for name, command in sorted(group.commands.items()):
+        yield (*before, name)
+        if isinstance(command, click.Group):
+            yield from every_command(command, (*before, name))
+
+
+@pytest.mark.parametrize("command", every_command(), ids=" ".join)
+def test_help_names_the_settings_file_and_has_no_stray_lines(command):
+    told = CliRunner().invoke(main, [*command, "--help"]).output
+    assert "--config" not in told or "/etc/tweetlake/tweetlake.toml" in told
+    assert not [line for line in told.splitlines() if line != line.rstrip()]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
