@@ -1,5 +1,6 @@
 """`tweetlake status`: ask the running service how it is; what its page shows, at the terminal."""
 
+import contextlib
 import json
 import sys
 import time
@@ -7,18 +8,26 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ingester.commands.common import ADDRESS_FILE, EXIT_NOT_RUNNING, settings_problems_told, with_config
+from ingester.commands.common import (
+    ADDRESS_FILE,
+    EXIT_NOT_RUNNING,
+    console_of_output,
+    settings_problems_told,
+    with_config,
+)
 from ingester.page.advice import advice
 from ingester.page.verdict import Level, verdict, worst_first
 from ingester.page.words import UNKNOWN, count, percent, size, span, usd
@@ -34,6 +43,8 @@ _STYLES: Mapping[Level, tuple[str, str]] = {
     "bad": ("✗", "bold red"),
 }
 """A symbol beside the colour: not everybody sees colours, and a pipe has none."""
+ANSWERS_WITHIN = 5
+"""Seconds."""
 _MOST_PROBLEMS = 8
 _FULL = 0.8
 """From this share of a cap on it is shown in yellow, as the alert does."""
@@ -60,47 +71,83 @@ def status(config: Path | None, as_json: bool, every: float | None) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
     elif every is None:
-        Console().print(shown(found))
+        console_of_output().print(shown(found))
     else:
         _watch(ask, found, every)
     sys.exit(0 if found["healthy"] else 1)
 
 
 def _watch(ask: "_Asking", found: Status, every: float) -> None:
-    """Until Ctrl-C, or until the service is gone."""
-    with Live(shown(found), screen=sys.stdout.isatty(), auto_refresh=False) as live:
-        try:
-            while True:
-                time.sleep(every)
-                live.update(shown(ask()), refresh=True)
-        except KeyboardInterrupt:
-            return
+    """Until Ctrl-C, or until the service is gone. At a terminal in place, elsewhere one below the other."""
+    console = console_of_output()
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
+        if console.is_terminal:
+            live = stack.enter_context(Live(shown(found), console=console, screen=True, auto_refresh=False))
+        while True:
+            if console.is_terminal:
+                live.update(shown(found), refresh=True)
+            else:
+                console.print(f"{found['now']}", shown(found))
+            time.sleep(every)
+            found = ask()
 
 
 class _Asking:
     """Where the service answers, and with which token it is asked."""
 
     def __init__(self, settings: Settings, token: str | None) -> None:
-        try:
-            self._address = (settings.spool.directory / ADDRESS_FILE).read_text().strip()
-        except OSError:  # not running, or the folder is another user's, as under systemd
-            self._address = f"http://{settings.health.host}:{settings.health.port}"
+        self._address = _address(settings)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     def __call__(self) -> Status:
         """Its status; ends the program with what is wrong and what to do when there is none."""
-        asked = urllib.request.Request(f"{self._address}/status", headers=self._headers)  # noqa: S310 - our own address
         try:
-            with urllib.request.urlopen(asked, timeout=5) as answer:  # noqa: S310
+            asked = urllib.request.Request(f"{self._address}/status", headers=self._headers)  # noqa: S310 - http
+            with urllib.request.urlopen(asked, timeout=ANSWERS_WITHIN) as answer:  # noqa: S310
                 found: Status = json.load(answer)
+                found["healthy"]
         except urllib.error.HTTPError as error:
-            fix = "health.token_file has to hold the token that the service was started with"
-            click.echo(f"tweetlake at {self._address} answered {error.code}. fix: {fix}", err=True)
-            sys.exit(EXIT_NOT_RUNNING)
-        except (OSError, ValueError) as error:
-            click.echo(f"tweetlake does not run at {self._address} ({error}). Start it with: tweetlake run", err=True)
-            sys.exit(EXIT_NOT_RUNNING)
+            _end(*_refused(self._address, error.code))
+        except (urllib.error.URLError, OSError) as error:
+            _end(f"does not run at {self._address}: {_reason(error)}", "start it with: tweetlake run")
+        except (HTTPException, ValueError, LookupError, TypeError):
+            _end(f"does not run at {self._address}: something else answers there", "choose another health.port")
         return found
+
+
+def _address(settings: Settings) -> str:
+    """As the running service left it beside its spool; else as the settings have it. Ends the program when both do not."""
+    file = settings.spool.directory / ADDRESS_FILE
+    try:
+        return file.read_text().strip()
+    except OSError as error:  # not running, or the folder is another user's, as under systemd
+        if settings.health.port:
+            host = settings.health.host
+            return f"http://{f'[{host}]' if ':' in host else host}:{settings.health.port}"
+        words = "does not run here, or as another user: health.port is 0, so its address is known from"
+        _end(
+            f"{words} {file} alone: {error.strerror}",
+            "start it with tweetlake run; if it runs, its log tells the address: url of the event started",
+        )
+
+
+def _refused(address: str, code: int) -> tuple[str, str]:
+    if code == HTTPStatus.UNAUTHORIZED:
+        return f"at {address} answered 401", "health.token_file has to hold the token that the service was started with"
+    return f"at {address} answered {code}", "see whether it is tweetlake that listens there, and its log"
+
+
+def _reason(error: OSError) -> str:
+    """Without the wrapping of the library."""
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(cause, TimeoutError):
+        return f"no answer within {ANSWERS_WITHIN} s"
+    return (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
+
+
+def _end(what: str, fix: str) -> NoReturn:
+    click.echo(f"tweetlake {what}. fix: {fix}", err=True)
+    sys.exit(EXIT_NOT_RUNNING)
 
 
 def shown(status: Status) -> RenderableType:

@@ -80,7 +80,7 @@ def every_command(group=main, before=()):
             yield from every_command(command, (*before, name))
 
 
-@pytest.mark.parametrize("command", every_command(), ids=" ".join)
+@pytest.mark.parametrize("command", list(every_command()), ids=" ".join)
 def test_help_names_the_settings_file_and_has_no_stray_lines(command):
     told = CliRunner().invoke(main, [*command, "--help"]).output
     assert "--config" not in told or "/etc/tweetlake/tweetlake.toml" in told

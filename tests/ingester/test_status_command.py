@@ -1,8 +1,12 @@
 """`tweetlake status` at the terminal: the same verdict as the page, in words that need no colour."""
 
+import asyncio
 import http.server
 import io
 import json
+import re
+import signal
+import sys
 import threading
 
 import pytest
@@ -190,4 +194,43 @@ def test_a_service_that_does_not_run(server, config):
     server.server_close()
     found = asked("--config", config())
     assert found.exit_code == 3
-    assert "tweetlake run" in found.output
+    assert re.search(r": Connection (refused|reset by peer)\. fix: start it with: tweetlake run", found.output)
+    assert "urlopen" not in found.output
+    assert "Errno" not in found.output
+
+
+def test_any_free_port_is_told_by_the_log_when_nobody_left_it_here(server, config, tmp_path):
+    file = config()
+    settings = tmp_path / "tweetlake.toml"
+    settings.write_text(settings.read_text().replace(f"port = {server.server_port}", "port = 0"))
+    found = asked("--config", file)
+    assert found.exit_code == 3
+    assert "health.port is 0" in found.output
+    assert "its log tells the address" in found.output
+    assert "127.0.0.1:0" not in found.output
+
+
+@pytest.mark.parametrize("said", [[], "nonsense", {"other": 1}])
+def test_something_else_on_the_port_is_told(server, config, said):
+    server.status = said
+    found = asked("--config", config())
+    assert found.exit_code == 3
+    assert "something else answers there" in found.output
+    assert "health.port" in found.output
+
+
+async def test_a_watch_in_a_pipe_prints_one_screen_below_the_other(tmp_path, clock, x, store, server, config):
+    screens = [await status_after(seconds, tmp_path / str(seconds), clock, x, store) for seconds in (100, 200)]
+    server.status = screens[0]
+    command = [sys.executable, "-m", "ingester", "status", "--config", config(), "--watch", "1"]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    try:
+        first = await asyncio.wait_for(process.stdout.readuntil(b"in quarantine"), 30)
+        server.status = screens[1]
+        second = await asyncio.wait_for(process.stdout.readuntil(screens[1]["now"].encode()), 30)
+    finally:
+        process.send_signal(signal.SIGINT)
+        await process.communicate()
+    assert screens[0]["now"] in first.decode()
+    assert "Collecting" in first.decode()
+    assert b"\x1b" not in first + second
