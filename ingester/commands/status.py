@@ -242,7 +242,7 @@ def _lately(status: Status, now: datetime) -> RenderableType | None:
         often = f", {problem['times']:,} times" if problem["times"] > 1 else ""
         lines.append(f"  {_ago(problem['at'], now)}{often}  ", "dim")
         lines.append(f"{problem['event']}: {_plain(problem['detail'])}\n")
-        lines.append(f"    {advice(problem['event'])}\n", "dim")
+        lines.append(f"    {advice(problem['event'], problem['detail'])}\n", "dim")
     if len(problems) > _MOST_PROBLEMS:
         lines.append(f"  and {len(problems) - _MOST_PROBLEMS:,} more: tweetlake status --json\n", "dim")
     return lines

@@ -32,6 +32,17 @@ ADVICE = {
 """By event."""
 
 
-def advice(event: str) -> str:
+BY_REASON = {
+    "out_of_reach": ADVICE["gap_recorded"],
+    "query_removed": "Nothing, if it was removed on purpose; else put the query back and order the stretch with tweetlake backfill.",
+    "reread_given_up": "Nothing: it was read before, only the second reading is left out.",
+    "backfill_given_up": "Nothing: the regular collection lacks nothing by it; what X has no more of the order is left out.",
+}
+"""Of a gap, by its reason, which ends its detail."""
+
+
+def advice(event: str, detail: str = "") -> str:
     """What to do about it."""
+    if event == "gap_recorded" and (found := BY_REASON.get(detail.rsplit(": ", 1)[-1])):
+        return found
     return ADVICE.get(event, "See docs/runbook.md.")

@@ -354,7 +354,7 @@ def _told(problem: Mapping[str, Any], now: datetime) -> Html:
         "li",
         el("p", el("strong", problem["event"]), " ", ago(problem["at"], now), often, class_="when"),
         el("p", problem["detail"]),
-        el("p", el("span", "What to do: ", class_="label"), advice(problem["event"]), class_="fix"),
+        el("p", el("span", "What to do: ", class_="label"), advice(problem["event"], problem["detail"]), class_="fix"),
     )
 
 

@@ -123,6 +123,22 @@ def test_it_loads_nothing_from_anywhere():
     assert "unsafe" not in CONTENT_SECURITY_POLICY
 
 
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("out_of_reach", "the curated tables cannot have these posts"),
+        ("query_removed", "removed on purpose"),
+        ("reread_given_up", "Nothing: it was read before"),
+        ("backfill_given_up", "the regular collection lacks nothing by it"),
+        ("a_reason_to_come", "the curated tables cannot have these posts"),
+    ],
+)
+async def test_the_advice_for_a_gap_is_that_of_its_reason(tmp_path, reason, told):
+    async with in_state("normal", tmp_path) as place:
+        place.run.telemetry.gap_recorded("python", reason, "11-12T12:00:00..13:00:00Z")
+        assert told in place.page()
+
+
 def test_every_problem_event_has_its_advice():
     events = set(re.findall(r'self\._problem\(\s*"(\w+)"', text("ingester/telemetry.py")))
     assert set(ADVICE) == events
