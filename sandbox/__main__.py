@@ -148,10 +148,28 @@ In tweetlake.toml: [lake] bucket = "{server.bucket}", endpoint_url = "{server.en
     show_default=True,
     help="Where everything is written; emptied at the start if an earlier demo made it.",
 )
-@click.option("--hours", default=3.0, show_default=True, help="Hours of the past to collect.")
-@click.option("--rate", default=3.0, show_default=True, help="Posts per second in the whole world.")
-@click.option("--live-seconds", default=12.0, show_default=True, help="How long to go on collecting after the past.")
-@click.option("--seed", default=1, show_default=True, help="Which world.")
+@click.option(
+    "--hours",
+    type=click.FloatRange(min=0.1, max=168),
+    default=3.0,
+    show_default=True,
+    help="Hours of the past to collect; X keeps seven days.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0.1, max=100),
+    default=3.0,
+    show_default=True,
+    help="Posts per second in the whole world.",
+)
+@click.option(
+    "--live-seconds",
+    type=click.FloatRange(min=0, max=3600),
+    default=12.0,
+    show_default=True,
+    help="How long to go on collecting after the past.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Which world.")
 def demo(directory: Path, hours: float, rate: float, live_seconds: float, seed: int) -> None:
     """Collect from a simulated X into a local lake and look at the table.
 
@@ -165,7 +183,11 @@ def demo(directory: Path, hours: float, rate: float, live_seconds: float, seed: 
     from sandbox.demo import DemoSettings, run
 
     try:
-        code = run(DemoSettings(directory, hours, rate, live_seconds, seed), Console(highlight=False))
+        settings = DemoSettings(directory, hours, rate, live_seconds, seed)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    try:
+        code = run(settings, Console(highlight=False))
     except KeyboardInterrupt:
         click.echo("\nstopped; nothing is left running", err=True)
         code = 130

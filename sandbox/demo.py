@@ -35,6 +35,8 @@ from sandbox.x_api import RunningXApi, running_x_api
 QUERIES = {"python": "python", "systems-en": "(python OR rust) lang:en"}
 """Two rules that overlap, so that `matched_queries` has something to unite. Both see retweets, for the transform."""
 BAR_MINUTES = 5
+MOST_POSTS = 100_000
+"""In the past of the world. The two rules see a third of them, and X answers 450 searches of 100 posts before it pauses."""
 TRANSFORM = "compaction_dags.examples:clean_and_filter"
 
 _SETTINGS = """\
@@ -81,6 +83,15 @@ class DemoSettings:
     live_seconds: float = 12.0
     seed: int = 1
 
+    def __post_init__(self) -> None:
+        """Refuse what would end in the middle, before an earlier demo is removed for it."""
+        posts = self.hours * 3600 * self.tweets_per_second
+        if not posts <= MOST_POSTS:  # nor is "nan" a number of posts
+            raise ValueError(
+                f"{self.hours:g} h at {self.tweets_per_second:g} posts a second are {posts:,.0f} posts, and this X pauses "
+                f"after about {MOST_POSTS:,}: choose a lower --rate or fewer --hours"
+            )
+
 
 @dataclass(slots=True)
 class Times:
@@ -101,10 +112,7 @@ def run(settings: DemoSettings, console: Console) -> int:
     _clear(directory)
     times = Times()
     console.rule("Tweetlake demo")
-    console.print(
-        "A simulated X with three hours of posts, a real S3 server, the unchanged service, the real Airflow.\n"
-        f"All on 127.0.0.1; everything it writes is under {directory}\n"
-    )
+    console.print(_banner(settings, directory))
     world = WorldSettings(
         seed=settings.seed, tweets_per_second=settings.tweets_per_second, backlog_hours=settings.hours
     )
@@ -129,6 +137,14 @@ def run(settings: DemoSettings, console: Console) -> int:
             found = _look(client, s3.bucket, lake, x)
     _report(console, found, lake, times)
     return 0 if found.conserved else 1
+
+
+def _banner(settings: DemoSettings, directory: Path) -> str:
+    past = "1 hour" if settings.hours == 1 else f"{settings.hours:g} hours"
+    return (
+        f"A simulated X with {past} of posts, a real S3 server, the unchanged service, the real Airflow.\n"
+        f"All on 127.0.0.1; everything it writes is under {directory}\n"
+    )
 
 
 def _clear(directory: Path) -> None:
@@ -187,7 +203,7 @@ def _watch(
         while caught_up_at is None or time.monotonic() - caught_up_at < settings.live_seconds:
             if service.poll() is not None:
                 raise _failure(f"the service ended with {service.returncode}", log)
-            if time.monotonic() > give_up:
+            if caught_up_at is None and time.monotonic() > give_up:
                 raise _failure("the service did not catch up within 300 s", log)
             progress.update(bar, completed=x.stats()["posts_served"])
             status = _status(address)

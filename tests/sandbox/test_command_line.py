@@ -84,3 +84,30 @@ def test_a_soak_that_cannot_end_or_would_mix_with_another_is_refused(tmp_path):
     (tmp_path / "lane-0").mkdir()
     mixed = CliRunner().invoke(main, ["soak", "--keep", str(tmp_path)])
     assert (mixed.exit_code, "is not empty" in mixed.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--hours", "999"), ("--hours", "-1"), ("--hours", "0"), ("--rate", "0"), ("--rate", "-3"), ("--seed", "-1"),
+        ("--live-seconds", "-1"), ("--hours", "nan"), ("--hours", "168"),
+    ],
+)  # fmt: skip
+def test_a_demo_that_cannot_be_is_refused_before_the_last_one_is_removed(tmp_path, monkeypatch, options):
+    def never(*_):
+        raise AssertionError("a demo was begun")
+
+    monkeypatch.setattr("sandbox.demo.running_x_api", never)
+    (tmp_path / ".tweetlake-demo").touch()
+    (tmp_path / "lake").mkdir()
+    refused = CliRunner().invoke(main, ["demo", "--directory", str(tmp_path), *options])
+    assert refused.exit_code == 2, refused.output
+    assert options[0] in refused.output
+    assert (tmp_path / "lake").is_dir()
+
+
+@pytest.mark.parametrize(("hours", "past"), [(3.0, "3 hours"), (1.0, "1 hour of"), (0.5, "0.5 hours")])
+def test_the_demo_says_how_much_of_the_past_it_has(tmp_path, hours, past):
+    from sandbox.demo import DemoSettings, _banner
+
+    assert past in _banner(DemoSettings(tmp_path, hours), tmp_path)
