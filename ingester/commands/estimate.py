@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ingester.commands.common import WIDE, console_of_output, settings_problems_told, with_config
+from ingester.page.words import count
 from schemas.settings import Settings, load, load_x_secret
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def estimate(config: Path | None, rules: tuple[str, ...], yes: bool, as_json: bo
     asked = {rule: rule for rule in rules} or {query.name: query.rule for query in settings.query}
     cost = len(asked) * settings.price.counts_request_usd
     if not yes:
-        question = f"X is asked {len(asked)} times, for ${cost:.3f}. Go on?"
+        question = f"X is asked {count(len(asked), 'time')}, for ${cost:.3f}. Go on?"
         click.confirm(question, default=True, abort=True, err=True)  # standard output may be read by a program
     try:
         counts = asyncio.run(_count(settings, list(asked.values())))
