@@ -275,10 +275,11 @@ def load(path: Path | None = None) -> Settings:
     try:
         settings = Settings(**values)
     except ValidationError as error:
-        problems += _problems_of_values(error)
-        raise SettingsError(str(file), problems) from error
+        raise SettingsError(str(file), problems + [_problem(detail) for detail in error.errors()]) from error
     except BrokenEnvironment as error:  # a section's whole value that is no JSON
-        raise SettingsError(str(file), problems + list(_problems_of_json(os.environ))) from error
+        broken = list(_problems_of_json(os.environ))
+        untold = Problem(f"environment {ENV_PREFIX}*", "", str(error), "write lists and tables as JSON")
+        raise SettingsError(str(file), problems + (broken or [untold])) from error
     if problems:
         raise SettingsError(str(file), problems)
     return _found_from(file.parent.absolute(), settings)
@@ -341,27 +342,13 @@ def _problems_of_json(environment: Mapping[str, str]) -> Iterator[Problem]:
                 yield Problem(name, "", f"is not JSON: {error}", "write lists and tables as JSON")
 
 
-def _problems_of_values(error: ValidationError) -> list[Problem]:
-    """A value that fits none of several kinds is one problem, not one for each kind."""
-    found: dict[str, Problem] = {}
-    for detail in error.errors():
-        problem = _problem(detail)
-        found.setdefault(problem.setting, problem)
-    return list(found.values())
-
-
 def _problem(detail: Any) -> Problem:
-    loc = _within_the_settings(detail["loc"])
+    loc = detail["loc"]
     place = ".".join(f"[{part}]" if isinstance(part, int) else str(part) for part in loc).replace(".[", "[")
     variable = _variable_of(loc, os.environ)
     value = "" if detail["type"] == "missing" else json.dumps(detail["input"], default=str)
     what, fix = _words(detail, [part for part in loc if isinstance(part, str)])
     return Problem(f"{place}, from {variable}" if variable else place or "settings", value[:200], what, fix)
-
-
-def _within_the_settings(loc: Sequence[str | int]) -> list[str | int]:
-    """Without what pydantic adds for each kind of value that a setting may have."""
-    return [part for part in loc if isinstance(part, int) or re.fullmatch(r"[^\[\]]*", part)]
 
 
 def _variable_of(loc: Sequence[str | int], environment: Mapping[str, str]) -> str | None:
@@ -395,7 +382,7 @@ def _words(detail: Any, names: list[str]) -> tuple[str, str]:
     if setting == "lake.bucket" and (found := re.match(r"(?:s3a?://|arn:[\w-]+:s3:::)([^/]+)/?(.*)", str(value))):
         rest = f", and lake.prefix = {json.dumps(found[2])}" if found[2] else ""
         return "is more than a name", f"give the bucket's name alone: {found[1]}{rest}"
-    if kind == "string_pattern_mismatch":
+    if kind == "string_pattern_mismatch" and setting in _PATTERNS:
         return _PATTERNS[setting]
     if kind in _KINDS:
         return _KINDS[kind]

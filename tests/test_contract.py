@@ -123,6 +123,7 @@ def test_a_bad_setting_is_named_with_its_fix(tmp_path, text, setting):
         (MINIMAL + "rules = 'x'\n", "query[0].rules", "did you mean query.rule?"),
         (MINIMAL + "[spool]\nzzz = 1\n", "spool.zzz", "docs/settings.md"),
         ("budget = 3\n" + MINIMAL, "budget", "is no table"),
+        ('"a[b]" = 3\n' + MINIMAL, "a[b]", "is no setting"),
     ],
 )
 def test_a_mistake_is_one_problem_in_words_of_ours(tmp_path, text, setting, said):
