@@ -34,6 +34,7 @@ ADVICE = {
 
 BY_REASON = {
     "out_of_reach": ADVICE["gap_recorded"],
+    "refused": "Order it anew by the rule of today: tweetlake-compact order-holes.",
     "query_removed": "Nothing, if it was removed on purpose; else put the query back and order the stretch with tweetlake backfill.",
     "reread_given_up": "Nothing: it was read before, only the second reading is left out.",
     "backfill_given_up": "Nothing: the regular collection lacks nothing by it; what X has no more of the order is left out.",

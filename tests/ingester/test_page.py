@@ -128,6 +128,7 @@ def test_it_loads_nothing_from_anywhere():
     [
         ("out_of_reach", "the curated tables cannot have these posts"),
         ("query_removed", "removed on purpose"),
+        ("refused", "Order it anew by the rule of today"),
         ("reread_given_up", "Nothing: it was read before"),
         ("backfill_given_up", "the regular collection lacks nothing by it"),
         ("a_reason_to_come", "the curated tables cannot have these posts"),
