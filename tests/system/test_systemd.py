@@ -359,7 +359,7 @@ def test_wrong_settings_fail_the_start_once_and_say_what_to_do(service: Installe
     assert unit["NRestarts"] == "0"
     said = "\n".join(service.journal())
     assert "pol_every_seconds" in said
-    assert "fix: remove it or mend its spelling" in said
+    assert "fix: did you mean query.poll_every_seconds?" in said
 
 
 def test_without_the_token_it_does_not_start_and_with_it_it_comes_by_itself(service: Installed) -> None:
