@@ -115,7 +115,8 @@ async def tweetlake(job: Job) -> Result:
     from ingester.telemetry import Telemetry
     from ingester.x_api import XApi
     from ingester.x_time import XTime
-    from schemas.settings import Budget, Price, Query, XSecret
+    from schemas.secrets import XSecret
+    from schemas.settings import Budget, Price, Query
     from schemas.state import State
 
     configure_logging(human=False)

@@ -43,7 +43,8 @@ from ingester.errors import (
 from ingester.model import Answer, CountsRequest, SearchRequest
 from ingester.ports import Clock, Destination
 from ingester.retry import Backoff
-from schemas.settings import EXIT_CONFIG, Health, Settings, load, load_health_token, load_x_secret
+from schemas.secrets import load_health_token, load_x_secret
+from schemas.settings import EXIT_CONFIG, Health, Settings, load
 
 if TYPE_CHECKING:
     from ingester.telemetry import Telemetry

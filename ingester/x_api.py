@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from ingester.errors import AnswerLost, NeedsOperator, Transient
 from ingester.model import Answer, CountsRequest, SearchRequest
 from ingester.ports import Clock
-from schemas.settings import XSecret
+from schemas.secrets import XSecret
 
 _SECONDS = "%Y-%m-%dT%H:%M:%SZ"
 """How X takes times; both bounds of counts stand on the hour, in UTC."""

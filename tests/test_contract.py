@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from schemas import raw, snowflake
 from schemas.keys import LakeKeys, MicrobatchName, RawHour
-from schemas.settings import SettingsError, load, load_health_token, load_x_secret
+from schemas.secrets import load_health_token, load_x_secret
+from schemas.settings import SettingsError, load
 
 moments = st.datetimes(datetime(2011, 1, 1), datetime(2070, 1, 1), timezones=st.just(UTC))
 MINIMAL = '[lake]\nbucket = "my-lake"\n[[query]]\nname = "python"\nrule = "python lang:en"\n'

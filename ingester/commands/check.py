@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ingester.commands.common import with_config
-from schemas.settings import EXIT_CONFIG, Settings, SettingsError, XSecret, load, load_health_token, load_x_secret
+from schemas.secrets import XSecret, load_health_token, load_x_secret
+from schemas.settings import EXIT_CONFIG, Settings, SettingsError, load
 
 if TYPE_CHECKING:
     from ingester.trial import Finding

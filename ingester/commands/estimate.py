@@ -14,7 +14,8 @@ from rich.table import Table
 
 from ingester.commands.common import WIDE, console_of_output, settings_problems_told, with_config
 from ingester.page.words import count
-from schemas.settings import Settings, load, load_x_secret
+from schemas.secrets import load_x_secret
+from schemas.settings import Settings, load
 
 if TYPE_CHECKING:
     from ingester.budget import Prices

@@ -31,7 +31,8 @@ from ingester.commands.common import (
 from ingester.page.advice import advice
 from ingester.page.verdict import Level, verdict, worst_first
 from ingester.page.words import UNKNOWN, count, percent, size, span, usd
-from schemas.settings import Settings, load, load_health_token
+from schemas.secrets import load_health_token
+from schemas.settings import Settings, load
 
 Status = Mapping[str, Any]
 

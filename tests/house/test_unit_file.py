@@ -9,16 +9,8 @@ import pytest
 from ingester.__main__ import main
 from ingester.commands.install import PROGRAM
 from ingester.service import LOOK_EVERY_SECONDS, START_SECONDS
-from schemas.settings import (
-    CONFIG_ENV,
-    DEFAULT_CONFIG,
-    ENV_PREFIX,
-    EXIT_CONFIG,
-    Service,
-    Settings,
-    Spool,
-    load_x_secret,
-)
+from schemas.secrets import load_x_secret
+from schemas.settings import CONFIG_ENV, DEFAULT_CONFIG, ENV_PREFIX, EXIT_CONFIG, Service, Settings, Spool
 from tests.house.checkout import ROOT, pyproject, text
 
 UNIT = Path("systemd/tweetlake.service")

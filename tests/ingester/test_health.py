@@ -25,7 +25,8 @@ from ingester.report import DISK_HANGS_AFTER, LOOK_SECONDS
 from ingester.spool import Spool
 from ingester.telemetry import Telemetry
 from ingester.trial import Outcome, try_reach
-from schemas.settings import Health, SettingsError, load_health_token
+from schemas.secrets import load_health_token
+from schemas.settings import Health, SettingsError
 from tests.ingester.simulation import MemoryStore, Run, SimulatedX, VirtualClock, settings
 from tests.ingester.states import STATES, in_state
 

@@ -16,7 +16,7 @@ from ingester.clock import SystemClock
 from ingester.errors import NeedsOperator, Transient
 from ingester.model import LEAN, RICH, CountsRequest, SearchRequest
 from ingester.x_api import XApi
-from schemas.settings import XSecret
+from schemas.secrets import XSecret
 
 TOKEN = "AAAA-secret-token"
 REQUEST = SearchRequest("q", 'a "b c" -is:retweet #ü', 10, 2**62, None, 100, RICH)
