@@ -29,6 +29,8 @@ FIRST_REST, LONGEST_REST = 2.0, 900.0
 """Seconds for which an interval that X does not answer is left alone, while X answers others."""
 STUCK_AFTER = 5
 """Rests in a row; then it is told, and what has a rule that is not used any more is given up."""
+REFUSED_AFTER = 3
+"""400s in a row, with no page in between: the rule, not a token or a bound, is what X does not take."""
 LONGEST_CAP_WAIT = 60.0
 """Seconds until a query's own cap is looked at again."""
 
@@ -151,6 +153,11 @@ class Poller:
         return [each for each in todo if each.key not in self._resting or self._resting[each.key].until <= now]
 
     @property
+    def refused(self) -> str | None:
+        """What X says against what is asked, again and again, when no page comes in between."""
+        return self.last_problem if self._is_refused and self._backoff.failures >= REFUSED_AFTER else None
+
+    @property
     def stuck(self) -> Rest | None:
         """The first interval that X does not answer, again and again, while it answers others."""
         return next((rest for rest in self._resting.values() if rest.backoff.failures >= STUCK_AFTER), None)
@@ -218,10 +225,10 @@ class Poller:
 
     async def _ask_once(self, interval: Interval, request: SearchRequest) -> float | None:
         """One request. None when its page was kept, else the seconds to wait before asking again."""
-        self._is_refused = False
         try:
             answer = await self._source.search(request)
         except Transient as error:
+            self._is_refused = False
             if isinstance(error, AnswerLost):
                 await self._book_lost(request.max_results)
             wait = self._backoff.next_wait()
@@ -229,6 +236,7 @@ class Poller:
             self._telemetry.request_failed(self.query.name, str(error), wait)
             return wait
         verdict = judge(answer)
+        self._is_refused = verdict.meaning is Meaning.BAD_REQUEST
         self._gate.learn(answer, verdict)
         seconds = (answer.received_at - answer.requested_at).total_seconds()
         self._telemetry.answered(self.query.name, verdict.meaning.value, max(0.0, seconds))
@@ -241,7 +249,6 @@ class Poller:
         self.last_problem = verdict.detail
         if verdict.meaning is Meaning.BAD_REQUEST and self._chains.pop(interval.key, None) is not None:
             return 0.0  # the token may have expired: the interval goes on by its bounds
-        self._is_refused = verdict.meaning is Meaning.BAD_REQUEST
         if verdict.meaning in {Meaning.BAD_REQUEST, Meaning.TROUBLE}:
             wait = self._backoff.next_wait() * (5 if verdict.meaning is Meaning.BAD_REQUEST else 1)
             self._telemetry.request_refused(self.query.name, verdict.detail, wait)

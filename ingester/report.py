@@ -192,7 +192,8 @@ class Report:
             fix = "nothing, if this one shall stand by; else stop one of the two"
             return Check("lease", "lease", waiting, fix)
         if self._lease.problem is not None:
-            fix = "mend the network or the rights on control/ (GetObject, PutObject); asking goes on meanwhile"
+            meanwhile = "nothing is asked before" if self.term is None else "asking goes on meanwhile"
+            fix = f"mend the network or the rights on control/ (GetObject, PutObject); {meanwhile}"
             return Check("lease", "lease", f"the lease: {self._lease.problem}", fix)
         return Check("lease", "lease")
 
@@ -251,6 +252,9 @@ class Report:
         if self.term is None or poller is None:
             reason = f"query {query.name} is not asked: {self._why_not_ready() or 'the collection begins'}"
             return Check(name, "query", reason, "see the checks of lease, X and S3")
+        if poller.refused is not None:
+            fix = "mend query.rule by what X says, and restart"
+            return Check(name, "query", f"query {query.name}: X refuses it: {poller.refused}", fix)
         if (late := self._lateness(self.term, poller)) <= 0:
             return Check(name, "query") if poller.stuck is None else _check_stuck(name, query, poller.stuck)
         reason = f"query {query.name} had no page for {late:.0f} s: {poller.last_problem or 'no reason known'}"
@@ -358,6 +362,7 @@ class Report:
             "late_seconds": round(self._lateness(term, poller), 1) if term and poller else 0.0,
             "poll_every_seconds": query.poll_every_seconds,
             "problem": poller.last_problem if poller else None,
+            "refused": poller is not None and poller.refused is not None,
             "usd_today": spent["usd_today"],
             "usd_this_month": spent["usd_this_month"],
             "too_small": self._too_small[f"query {name}"],
@@ -371,7 +376,7 @@ def _check_stuck(name: str, query: Query, stuck: Rest) -> Check:
         "nothing else waits for it; it is tried again for as long as X has it and becomes a gap then, which "
         f"tweetlake-compact order-holes --query {query.name} orders anew"
     )
-    return Check(name, "query", reason, fix)
+    return Check(name, "interval", reason, fix)  # the query itself gets pages
 
 
 def owners_of_caps(settings: Settings) -> dict[str, Budget | Query]:

@@ -115,8 +115,8 @@ def of_query(query: Status, status: Status) -> Verdict:
         return Verdict("bad", "own cap too small", problem)
     if problem.startswith(f"query {query['name']}."):
         return Verdict("waiting", "own cap reached", problem)
-    if query["late_seconds"]:
-        return Verdict("bad", "late", problem)
+    if query.get("refused") or query["late_seconds"]:
+        return Verdict("bad", "refused by X" if query.get("refused") else "late", problem)
     if query["last_page_at"] is None:
         return Verdict("waiting", "no page yet", problem)
     if _is_behind(query):

@@ -9,6 +9,7 @@ import pytest
 
 from ingester.answers import judge
 from ingester.errors import AnswerLost
+from ingester.page.verdict import of_query, verdict
 from schemas import snowflake
 from tests.ingester.simulation import MemoryStore, Run, SimulatedX, VirtualClock, live, pages, settings, stored_ids
 
@@ -56,6 +57,20 @@ async def test_what_a_refused_rule_left_behind_does_not_hold_up_the_mended_one(t
     )
 
 
+async def test_a_rule_that_x_refuses_is_told_before_it_counts_as_late(tmp_path):
+    clock, x, store = world()
+    x.faults.append(lambda _: x.answer(400, TOO_LONG))
+    run = Run(settings(tmp_path, query=[QUERY | {"poll_every_seconds": 3600}]), clock, x, store)
+    await clock.drive(120)
+    status = run.service.report.status()
+    await run.stop()
+    (query,), (check,) = status["queries"], [one for one in status["components"] if one["name"] == "query:one"]
+    assert check["reason"] == "query one: X refuses it: 400: Rule must be <= 512 characters"
+    assert check["fix"].startswith("mend query.rule")
+    assert of_query(query, status).word == "refused by X"
+    assert query["late_seconds"] == 0.0
+
+
 @pytest.mark.parametrize("status", [503, 400])
 async def test_one_window_that_x_never_answers_holds_up_nothing_and_is_told(tmp_path, status):
     clock, x, store = world()
@@ -70,7 +85,7 @@ async def test_one_window_that_x_never_answers_holds_up_nothing_and_is_told(tmp_
     run = Run(settings(tmp_path, query=[QUERY | {"first_poll_hours": 0}]), clock, x, store)
     await clock.drive(2 * HOUR)
     state, health = of_one(run), run.service.report.health()
-    refused = run.told().count("request_refused")
+    refused, words = run.told().count("request_refused"), verdict(run.service.report.status()).word
     unserved = set(x.existing(state.start_id, state.frontier_id)) - set(x.served)
     stuck = min(state.todo, key=lambda interval: interval.since_id)
     assert unserved <= {number for each in state.todo for number in x.existing(each.since_id, each.upper)}
@@ -80,6 +95,7 @@ async def test_one_window_that_x_never_answers_holds_up_nothing_and_is_told(tmp_
     assert refused < 50
     assert not health["healthy"]
     assert any("X answers, but not for" in reason for reason in health["reasons"])
+    assert words == "Collecting, with something to mend"
     x.faults.clear()
     await clock.drive(clock.seconds + HOUR)
     state, health = of_one(run), run.service.report.health()
@@ -137,8 +153,8 @@ def test_no_body_is_too_deep_to_be_judged(deep):
 
 
 def test_half_a_character_in_what_x_says_is_no_half_a_character_of_ours():
-    verdict = judge(SimulatedX(VirtualClock()).answer(400, b'{"detail":"\\ud800"}'))
-    assert verdict.detail.encode() == b"400: ?"
+    judged = judge(SimulatedX(VirtualClock()).answer(400, b'{"detail":"\\ud800"}'))
+    assert judged.detail.encode() == b"400: ?"
 
 
 # --- answers that are lost ---
