@@ -222,8 +222,8 @@ DAMAGES = (
 )
 
 
-def check_all_is_stored_once(world, run, names, *, paid_again):
-    """Everything is in S3 once; what the lost files held was asked a second time, and nothing else was."""
+def check_all_is_stored_once(world, run, names, *, paid_again, perhaps=frozenset()):
+    """Everything is in S3 once; what the lost files held was asked a second time, and nothing else was but `perhaps`."""
     _, _, x, store = world
     state = query_after(run)
     stored = stored_ids(store.records())
@@ -231,7 +231,8 @@ def check_all_is_stored_once(world, run, names, *, paid_again):
     assert not state.todo
     assert sorted(run.spool.names("quarantine")) == sorted(names)
     assert run.spool.waiting() == []
-    assert {number for number, times in Counter(x.served).items() if times > 1} == set(paid_again)
+    again = {number for number, times in Counter(x.served).items() if times > 1}
+    assert set(paid_again) <= again <= set(paid_again) | perhaps
     assert max(Counter(x.served).values()) <= 2
 
 
@@ -361,11 +362,14 @@ async def test_a_crash_at_any_step_of_setting_aside_changes_nothing(world, damag
     store.faults.append(begins)
     with pytest.raises(Crash):
         await live(configured, clock, x, store, seconds=700, on_step=die)
+    # A live poll may have come between: then the page that was not durable yet is asked for again.
+    under_way = frozenset(x.served[-100:] if steps.count("record_written") > 1 else ())
     run = await live(configured, clock, x, store, seconds=700)
     names = [MicrobatchName.parse(files[place].name) for place in damaged]
     for name in names:
         assert run.spool.describe(name, "quarantine").name == name, "its sidecar came with it"
-    check_all_is_stored_once(world, run, names, paid_again=[number for place in damaged for number in ids_of[place]])
+    lost = [number for place in damaged for number in ids_of[place]]
+    check_all_is_stored_once(world, run, names, paid_again=lost, perhaps=under_way)
 
 
 async def test_each_query_gets_back_what_was_its_own(tmp_path, world):
