@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -25,7 +26,7 @@ from schemas.settings import Query
 
 INDEX_REACHES = timedelta(seconds=9)
 """A window that ends later than this before an answer's Date was not wholly in X's index: 10 s, less Date's rounding."""
-FIRST_REST, LONGEST_REST = 2.0, 900.0
+FIRST_REST, LONGEST_REST = 2.0, 300.0
 """Seconds for which an interval that X does not answer is left alone, while X answers others."""
 STUCK_AFTER = 5
 """Rests in a row; then it is told, and what has a rule that is not used any more is given up."""
@@ -103,8 +104,10 @@ class Poller:
         self._backoff = backoff or Backoff(first_seconds=1.0, cap_seconds=60.0)
         self._chains: dict[tuple[int, int], Chain] = {}
         self._resting: dict[tuple[int, int], Rest] = {}
+        self._failed_at: dict[tuple[int, int], float] = {}
+        """When no page came of an interval (monotonic)."""
         self._is_answered = False
-        """Whether a page came of the last request."""
+        """Whether one came of the last request, so that X answers this query at all."""
         self._is_refused = False
         """Whether X said of the last request that it is a bad one."""
         self._lost_answers = lost_answers
@@ -144,13 +147,15 @@ class Poller:
         return Sleep(min([self._next_poll, *(rest.until for rest in self._resting.values())]) - self._clock.monotonic())
 
     def _not_resting(self) -> list[Interval]:
-        """What is to be asked, oldest first. What rests must not hold up the others."""
+        """What is to be asked, oldest first; what failed comes after all that did not, and what failed last comes last."""
         todo, now = self.windows.state.todo, self._clock.monotonic()
-        if not self._resting:
+        if not self._failed_at:
             return list(todo)
         keys = {interval.key for interval in todo}
+        self._failed_at = {key: at for key, at in self._failed_at.items() if key in keys}
         self._resting = {key: rest for key, rest in self._resting.items() if key in keys}
-        return [each for each in todo if each.key not in self._resting or self._resting[each.key].until <= now]
+        due = [each for each in todo if each.key not in self._resting or self._resting[each.key].until <= now]
+        return sorted(due, key=lambda each: self._failed_at.get(each.key, -math.inf))
 
     @property
     def refused(self) -> str | None:
@@ -207,7 +212,9 @@ class Poller:
         was_answered, self._is_answered = self._is_answered, wait is None
         if wait is None:
             self._resting.pop(interval.key, None)
+            self._failed_at.pop(interval.key, None)
             return 0.0
+        self._failed_at[interval.key] = self._clock.monotonic()
         if self.windows.state.find(interval.key) is None:  # a live window that was not answered at all is still due
             self._next_poll = self._clock.monotonic()
         elif wait > 0 and was_answered:  # X answers, but not this
